@@ -1,0 +1,151 @@
+"""Configuration of the tap and of the exporter: read once, validated once, then frozen.
+
+Every key is an environment variable with the prefix `SIDECAR_`; the tap's keys may also come as
+`--additional-config '{"sidecar": {...}}'` of vLLM. A key nobody knows, or a value out of range,
+raises ConfigError with the key and the remedy. The environment is a parameter, never a global.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sidecar.errors import ConfigError
+
+PREFIX: Final = "SIDECAR_"
+METRICS_PORT: Final = 9478
+API_PORT: Final = 9479
+RUN_DIR: Final = Path("/run/llm-internals")
+SOCKET_NAME: Final = "ingest.sock"
+_FALSE: Final = ("0", "false", "no", "off", "")
+
+
+class Shared(BaseModel):
+    """Keys that both sides read: where they meet, and what proves who speaks.
+
+    socket: path of the unix socket.
+    key_file: file whose bytes sign every frame (HMAC-SHA256); none means unsigned.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # noqa reason: the function stands below its readers, public first.
+    socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
+    key_file: Path | None = None
+
+    def key(self) -> bytes | None:
+        """Bytes of the key file, or None when none is configured."""
+        if self.key_file is None:
+            return None
+        try:
+            key = self.key_file.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"{PREFIX}KEY_FILE: {error}; give a file this user can read"
+            ) from error
+        if len(key) < 16:
+            raise ConfigError(f"{PREFIX}KEY_FILE: fewer than 16 bytes; write 32 random bytes there")
+        return key
+
+
+class TapConfig(Shared):
+    """Keys of the tap, inside the engine.
+
+    tap: whether the tap is on at all.
+    flush_seconds: time between frames.
+    max_errors: exceptions of ours at one site before that site is disarmed.
+    requests: whether each finished request is described by a record of its own.
+    """
+
+    tap: bool = False
+    flush_seconds: Annotated[float, Field(ge=0.05, le=60.0)] = 1.0
+    max_errors: Annotated[int, Field(ge=1, le=1000)] = 10
+    requests: bool = True
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> Self:
+        """Settings from `environ`; those in `extra` (vLLM's additional config) win."""
+        return _validate(cls, {**_from_environ(environ, cls), **(extra or {})})
+
+
+class ExporterConfig(Shared):
+    """Keys of the exporter.
+
+    metrics_host, metrics_port: where /metrics and health are served.
+    api_host, api_port: where the API is served; loopback unless told otherwise.
+    series_cap: most per-layer series in one exposition; the rest is counted, not published.
+    stale_seconds: a source unheard for this long is no longer published.
+    max_age_seconds: frames older than this when read are counted and discarded.
+    """
+
+    metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = METRICS_PORT
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65535)] = API_PORT
+    series_cap: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    stale_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0
+    max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """Settings from `environ`."""
+        return _validate(cls, _from_environ(environ, cls))
+
+
+def default_socket() -> Path:
+    """Where both sides meet unless told otherwise.
+
+    `/run/llm-internals/` when this user can write or create it, else a folder of this user's
+    under the temporary directory. Both sides run as one user by default, so both find the same.
+    """
+    for folder in (RUN_DIR, RUN_DIR.parent):
+        if folder.exists():
+            if os.access(folder, os.W_OK | os.X_OK):
+                return RUN_DIR / SOCKET_NAME
+            break
+    return Path("/tmp") / f"llm-internals-{os.getuid()}" / SOCKET_NAME  # noqa: S108 - owner-only folder
+
+
+def is_tap_on(environ: Mapping[str, str]) -> bool:
+    """Whether `SIDECAR_TAP` asks for the tap; the cheap test that runs in every vLLM process."""
+    return environ.get(f"{PREFIX}TAP", "").strip().lower() not in _FALSE
+
+
+_Config = TypeVar("_Config", bound=Shared)
+
+
+def _from_environ(environ: Mapping[str, str], cls: type[Shared]) -> dict[str, str]:
+    known = {*TapConfig.model_fields, *ExporterConfig.model_fields}
+    given: dict[str, str] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX):
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key not in known:
+            raise ConfigError(_unknown(name, [PREFIX + field.upper() for field in known]))
+        if key in cls.model_fields:
+            given[key] = value
+    return given
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"{name}: unknown key; {remedy}"
+
+
+def _validate(cls: type[_Config], given: Mapping[str, Any]) -> _Config:
+    try:
+        return cls.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(cls, each) for each in error.errors())) from error
+
+
+def _explain(cls: type[Shared], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return _unknown(key, list(cls.model_fields))
+    return f"{PREFIX}{key.upper()}={error['input']!r}: {error['msg']}"

@@ -1,0 +1,148 @@
+"""The channel: zmq PUSH in every rank, one zmq PULL in the sidecar, over a unix socket.
+
+Guarantees: `Sender.send` never blocks and never raises for want of a receiver (it counts);
+closing either end never waits; at most `SEND_QUEUE` frames wait in a sender, and a restarted
+receiver gets fresh frames only (IMMEDIATE). A second receiver is refused rather than allowed to
+steal the path, which zmq alone would let it do silently.
+"""
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from sidecar.errors import ChannelError
+from sidecar.wire.frame import Body, Frame, Header, Source, pack
+
+SEND_QUEUE: Final = 64
+RECEIVE_QUEUE: Final = 256
+# libzmq closes the connection of a peer that sends more; `frame.MAX_BYTES` is the counted limit.
+TRANSPORT_MAX_BYTES: Final = 16 << 20
+_MAX_PATH: Final = 107  # sun_path of a unix socket address, less its terminating zero
+
+
+class Sender:
+    """Stamps bodies with headers and hands them over, or counts them as dropped.
+
+    Not thread-safe: one thread owns a sender, and must be the one that first sends.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        key: bytes | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.source = source
+        self.boot = secrets.token_hex(8)
+        self.num_sent = 0
+        self.num_dropped = 0
+        self._path = path
+        self._key = key
+        self._clock_ns = clock_ns
+        self._socket: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+    def send(self, body: Body, step: int = 0) -> bool:
+        """Hand `body` over without waiting; False when it was dropped, and counted."""
+        self.num_sent += 1
+        header = Header(
+            self.boot, self.source, self.num_sent, self._clock_ns(), step, self.num_dropped
+        )
+        try:
+            self._connected().send(pack(Frame(header, body), self._key), zmq.NOBLOCK)
+        except zmq.Again:
+            self.num_dropped += 1
+            return False
+        return True
+
+    def close(self) -> None:
+        """Drop what is queued and release the socket, at once."""
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+        if self._context is not None:
+            self._context.term()
+            self._context = None
+
+    def _connected(self) -> "zmq.Socket[bytes]":
+        # Made on first use: a zmq context does not survive a fork.
+        if self._socket is None:
+            self._context = zmq.Context()
+            self._socket = self._context.socket(zmq.PUSH)
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.setsockopt(zmq.IMMEDIATE, 1)
+            self._socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
+            self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            self._socket.connect(f"ipc://{self._path}")
+        return self._socket
+
+
+class Receiver:
+    """The one reader of the socket; raises ChannelError when it cannot own the path."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _own(path)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, TRANSPORT_MAX_BYTES)
+        try:
+            self._bind()
+        except zmq.ZMQError as error:
+            self.close()
+            raise ChannelError(f"cannot bind {path}: {error}; set SIDECAR_SOCKET") from error
+
+    def receive(self, timeout_seconds: float) -> bytes | None:
+        """The next message, or None when none came in time."""
+        if not self._socket.poll(int(timeout_seconds * 1000)):
+            return None
+        return self._socket.recv()
+
+    def close(self) -> None:
+        """Release the socket and the path, at once."""
+        self._socket.close(linger=0)
+        self._context.term()
+        self._path.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _bind(self) -> None:
+        # zmq creates the socket file under the umask: owner and group may write, others not.
+        before = os.umask(0o007)
+        try:
+            self._socket.bind(f"ipc://{self._path}")
+        finally:
+            os.umask(before)
+
+
+def _own(path: Path) -> int:
+    """Take the lock beside `path`; the open descriptor holds it until closed."""
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise ChannelError(f"{path} is longer than {_MAX_PATH} bytes; set a shorter SIDECAR_SOCKET")
+    try:
+        path.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise ChannelError(f"{path} is a symbolic link; remove it, a socket goes there")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        lock = os.open(f"{path}.lock", flags, 0o660)
+    except OSError as error:
+        raise ChannelError(
+            f"cannot use {path}: {error}; set SIDECAR_SOCKET to a path this user can write"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ChannelError(
+            f"{path} is owned by another sidecar; stop it, or set another SIDECAR_SOCKET"
+        ) from error
+    return lock

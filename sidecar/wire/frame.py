@@ -1,0 +1,333 @@
+"""Frames: what leaves the engine, how it is packed, and how a stranger's bytes are refused.
+
+Guarantees:
+- `unpack` accepts exactly the bytes that `pack` makes for this `SCHEMA`, and raises `FrameError`
+  with a cause out of `CAUSES` for everything else. No message runs code or allocates more than a
+  small multiple of its own length, which is at most `MAX_BYTES`.
+- Totals are cumulative since the boot of the source, so a lost frame costs resolution, not data.
+- No prompt, completion, token id or raw activation has a field to travel in.
+
+Layout of a message: magic `LIS`, one byte of schema version, 32 bytes of HMAC-SHA256 over what
+follows (zeros when no key is configured), then one msgpack array (`Frame`). Number arrays are
+little-endian bytes whose shapes follow from the frame: P = len(POPULATIONS), L = number of
+layers, S = len(LAYER_SIGNALS).
+"""
+
+import hmac
+import math
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import FrameError
+from sidecar.wire.signals import LAYER_SIGNALS, POPULATIONS
+
+SCHEMA: Final = 1
+MAX_BYTES: Final = 1 << 20
+CAUSES: Final = ("oversized", "magic", "schema", "mac", "decode", "shape", "value")
+
+NUM_POPULATIONS: Final = len(POPULATIONS)
+NUM_SIGNALS: Final = len(LAYER_SIGNALS)
+NUM_POWERS: Final = 3  # sum of v, of log v, of (log v)^2
+NUM_EXTREMES: Final = 2  # smallest, largest
+
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+LongText = Annotated[str, msgspec.Meta(max_length=2048)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Rank = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+LayerIds = Annotated[list[Rank], msgspec.Meta(max_length=1024)]
+
+TapState = Literal["starting", "live", "dead", "refused", "disarmed"]
+
+
+class Source(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who speaks: an engine worker (by its ranks) or a front end (dp = its index)."""
+
+    role: Literal["engine", "frontend"]
+    dp: Rank = 0
+    pp: Rank = 0
+    tp: Rank = 0
+
+    @property
+    def name(self) -> str:
+        """Value of the `source` label, such as `engine-dp0-pp0-tp0` or `frontend-0`."""
+        if self.role == "frontend":
+            return f"frontend-{self.dp}"
+        return f"engine-dp{self.dp}-pp{self.pp}-tp{self.tp}"
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Where a frame stands in the stream of its source.
+
+    boot: random id of this life of the source; a new one is a counter reset.
+    seq: number of this frame, from 1, counting frames that were dropped too.
+    t_ns: Unix time at packing, nanoseconds.
+    step: forward passes measured so far.
+    dropped_total: frames before this one that the sender could not hand over.
+    """
+
+    boot: Annotated[str, msgspec.Meta(min_length=8, max_length=32)]
+    source: Source
+    seq: Count
+    t_ns: Count
+    step: Count
+    dropped_total: Count
+
+
+class Coverage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Token rows by what became of them; their sum is every row of the requests covered.
+
+    observed: rows measured, by population (`POPULATIONS` order).
+    prefix_cached: rows never computed, their KV came from the prefix cache.
+    lost: rows computed but dropped by the tap under load.
+    recomputed: rows computed again after a preemption, measured once only.
+    """
+
+    observed: Annotated[
+        list[Count], msgspec.Meta(min_length=NUM_POPULATIONS, max_length=NUM_POPULATIONS)
+    ]
+    prefix_cached: Count = 0
+    lost: Count = 0
+    recomputed: Count = 0
+
+
+class Moments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Additive statistics of the layer signals over token rows, as little-endian bytes.
+
+    count: uint64 [P, L], rows whose signals were all finite.
+    nonfinite: uint64 [L], NaN and Inf elements in the residual stream.
+    sums: float64 [P, L, S, 3], sums of v, log v and (log v)^2 over those rows.
+    extremes: float32 [P, L, S, 2], smallest and largest v; NaN where there was no row.
+    """
+
+    count: bytes
+    nonfinite: bytes
+    sums: bytes
+    extremes: bytes
+
+
+class Layers(msgspec.Struct, tag="layers", array_like=True, forbid_unknown_fields=True):
+    """Running totals of one source since its boot, over all requests.
+
+    `moments.extremes` alone covers only the time since the source's previous `Layers` frame.
+    """
+
+    layers: LayerIds
+    num_steps: Count
+    num_requests: Count
+    coverage: Coverage
+    moments: Moments
+
+
+class Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """One finished request, measured over its whole life.
+
+    id: the engine's internal request id, `<client id>-<8 hex>`.
+    """
+
+    id: Text
+    start_ns: Count
+    end_ns: Count
+    num_prompt_tokens: Count
+    coverage: Coverage
+    moments: Moments
+
+
+class Requests(msgspec.Struct, tag="requests", array_like=True, forbid_unknown_fields=True):
+    """Requests that finished since the last such frame."""
+
+    layers: LayerIds
+    requests: Annotated[list[Request], msgspec.Meta(max_length=4096)]
+
+
+class Finished(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Ordinary stats of one finished request, from the front end. Times in seconds.
+
+    id: the client-facing request id; `Request.id` is this plus `-<8 hex>`.
+    """
+
+    id: Text
+    reason: Text
+    end_ns: Count
+    e2e: float
+    queue: float
+    prefill: float
+    decode: float
+    time_per_output_token: float
+    prompt_tokens: Count
+    generated_tokens: Count
+    cached_tokens: Count
+
+
+class Serving(msgspec.Struct, tag="serving", array_like=True, forbid_unknown_fields=True):
+    """Ordinary latency and token stats of one engine: totals since boot, and new observations."""
+
+    model_name: Text
+    engine: Rank
+    prompt_tokens: Count
+    generated_tokens: Count
+    cached_tokens: Count
+    preempted: Count
+    running: Count
+    waiting: Count
+    kv_cache_usage: float
+    time_to_first_token: Annotated[list[float], msgspec.Meta(max_length=65536)]
+    finished: Annotated[list[Finished], msgspec.Meta(max_length=4096)]
+
+
+class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_fields=True):
+    """What a tap says of itself; sent with every flush, so that silence is visible too.
+
+    reason: a short word for a label; detail: the full sentence with the remedy.
+    errors: exceptions of ours swallowed so far, by site.
+    """
+
+    state: TapState
+    reason: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    detail: LongText = ""
+    errors: Annotated[dict[Text, Count], msgspec.Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
+    model_name: Text = ""
+    vllm_version: Text = ""
+    tap_version: Text = ""
+    runner: Text = ""
+    dtype: Text = ""
+    fingerprint: Text = ""
+    num_layers: Count = 0
+    dead_layers: LayerIds = msgspec.field(default_factory=list)
+
+
+Body = Layers | Requests | Serving | Status
+
+
+class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """One message: a header and one of four bodies."""
+
+    header: Header
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """`Moments` as numpy views, read-only when they came off the wire."""
+
+    count: NDArray[np.uint64]
+    nonfinite: NDArray[np.uint64]
+    sums: NDArray[np.float64]
+    extremes: NDArray[np.float32]
+
+    @classmethod
+    def zeros(cls, num_layers: int) -> "Arrays":
+        """Statistics of no rows, over `num_layers` layers."""
+        shape = (NUM_POPULATIONS, num_layers)
+        return cls(
+            np.zeros(shape, np.uint64),
+            np.zeros(num_layers, np.uint64),
+            np.zeros((*shape, NUM_SIGNALS, NUM_POWERS), np.float64),
+            np.full((*shape, NUM_SIGNALS, NUM_EXTREMES), np.nan, np.float32),
+        )
+
+    def pack(self) -> Moments:
+        """The same numbers as wire bytes."""
+        return Moments(
+            self.count.astype("<u8", copy=False).tobytes(),
+            self.nonfinite.astype("<u8", copy=False).tobytes(),
+            self.sums.astype("<f8", copy=False).tobytes(),
+            self.extremes.astype("<f4", copy=False).tobytes(),
+        )
+
+    @classmethod
+    def unpack(cls, moments: Moments, num_layers: int) -> "Arrays":
+        """Views of `moments`; `unpack` of a frame has checked the lengths already."""
+        shape = (NUM_POPULATIONS, num_layers)
+        return cls(
+            np.frombuffer(moments.count, "<u8").reshape(shape),
+            np.frombuffer(moments.nonfinite, "<u8"),
+            np.frombuffer(moments.sums, "<f8").reshape(*shape, NUM_SIGNALS, NUM_POWERS),
+            np.frombuffer(moments.extremes, "<f4").reshape(*shape, NUM_SIGNALS, NUM_EXTREMES),
+        )
+
+
+def pack(frame: Frame, key: bytes | None = None) -> bytes:
+    """Bytes of `frame`; signed when `key` is given."""
+    payload = _ENCODER.encode(frame)
+    return _PREFIX + _mac(payload, key) + payload
+
+
+def unpack(data: bytes, key: bytes | None = None) -> Frame:
+    """The frame in `data`.
+
+    Raises FrameError with the cause when the bytes are not a frame of this schema, are not signed
+    by `key` (when given), or hold numbers that cannot be.
+    """
+    payload = _payload(data, key)
+    try:
+        frame = _DECODER.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FrameError("decode", f"not a frame of schema {SCHEMA}: {error}") from error
+    _check(frame.body)
+    return frame
+
+
+_MAC_BYTES: Final = 32
+_MAGIC: Final = b"LIS"
+_PREFIX: Final = _MAGIC + bytes([SCHEMA])
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Frame)
+
+
+def _mac(payload: bytes, key: bytes | None) -> bytes:
+    return bytes(_MAC_BYTES) if key is None else hmac.digest(key, payload, "sha256")
+
+
+def _payload(data: bytes, key: bytes | None) -> bytes:
+    if len(data) > MAX_BYTES:
+        raise FrameError("oversized", f"{len(data)} bytes; at most {MAX_BYTES} are read")
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise FrameError("magic", "the message does not start with the magic of a frame")
+    if data[: len(_PREFIX)] != _PREFIX:
+        theirs = data[len(_MAGIC)] if len(data) > len(_MAGIC) else None
+        raise FrameError("schema", f"schema {theirs}; install the same release on both sides")
+    payload = data[len(_PREFIX) + _MAC_BYTES :]
+    mac = data[len(_PREFIX) : len(_PREFIX) + _MAC_BYTES]
+    if key is not None and not hmac.compare_digest(mac, _mac(payload, key)):
+        raise FrameError("mac", "not signed with this key; give both sides the same key file")
+    return payload
+
+
+def _check(body: Body) -> None:
+    match body:
+        case Layers():
+            _check_moments(body.moments, len(body.layers))
+        case Requests():
+            for request in body.requests:
+                _check_moments(request.moments, len(body.layers))
+        case Serving():
+            _check_finite((body.kv_cache_usage, *body.time_to_first_token))
+            for done in body.finished:
+                times = (done.e2e, done.queue, done.prefill, done.decode)
+                _check_finite((*times, done.time_per_output_token))
+
+
+def _check_moments(moments: Moments, num_layers: int) -> None:
+    cells = NUM_POPULATIONS * num_layers
+    expected = {
+        "count": 8 * cells,
+        "nonfinite": 8 * num_layers,
+        "sums": 8 * cells * NUM_SIGNALS * NUM_POWERS,
+        "extremes": 4 * cells * NUM_SIGNALS * NUM_EXTREMES,
+    }
+    for field, length in expected.items():
+        if len(getattr(moments, field)) != length:
+            raise FrameError("shape", f"{field} of {num_layers} layers needs {length} bytes")
+    if not np.isfinite(np.frombuffer(moments.sums, "<f8")).all():
+        raise FrameError("value", "sums must be finite; non-finite rows are counted apart")
+
+
+def _check_finite(values: tuple[float, ...]) -> None:
+    if not all(math.isfinite(value) for value in values):
+        raise FrameError("value", "times and shares must be finite numbers")

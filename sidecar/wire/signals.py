@@ -1,0 +1,485 @@
+"""The one table of everything we publish: name, kind, unit, labels, help, what is normal.
+
+Metric names, `# HELP` texts, the JSON API and docs/metrics.md are all derived from this table, so
+none of them can disagree. A signal is added here first, then computed in `tap`, then folded.
+
+Two tables: `LAYER_SIGNALS` (one value per token row and decoder layer, measured inside the model)
+and `METRICS` (every Prometheus family, the layer signals' included).
+"""
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+PREFIX: Final = "llm_internals_"
+
+
+class Phase(StrEnum):
+    """Which work a token row belongs to. The two populations differ, so they never mix."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Position(StrEnum):
+    """Position class of a token row.
+
+    The first `NUM_FIRST_POSITIONS` tokens are attention sinks with norms tens of times larger
+    (Xiao et al. 2023, arXiv:2309.17453); kept apart, or they dominate every mean.
+    """
+
+    FIRST = "first"
+    REST = "rest"
+
+
+NUM_FIRST_POSITIONS: Final = 4
+
+# The population of a row, in wire order: index = 2 * (phase is decode) + (position is rest).
+POPULATIONS: Final = tuple((phase, position) for phase in Phase for position in Position)
+
+
+class LayerSignal(NamedTuple):
+    """A non-negative number per token row and layer, published as a sum and a count.
+
+    id: column name, in wire order.
+    formula: how one value is computed; h is the residual stream after the layer, x before it.
+    """
+
+    id: str
+    formula: str
+
+
+LAYER_SIGNALS: Final = (
+    LayerSignal("residual_rms", "sqrt(mean(h^2))"),
+    LayerSignal("residual_peak", "max|h| / sqrt(mean(h^2))"),
+    LayerSignal("block_influence", "1 - cos(x, h)"),
+)
+
+
+class Kind(StrEnum):
+    """Prometheus type of a family."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    SUMMARY = "summary"
+    HISTOGRAM = "histogram"
+    INFO = "info"
+
+
+class Metric(NamedTuple):
+    """One Prometheus family.
+
+    name: full name without `_total`, `_sum` and the like, ending in its base unit.
+    labels: label names in output order; values are enums, layer numbers or operator-set names.
+    normal, change: for the operator: what is usual, and what a change means.
+    """
+
+    id: str
+    name: str
+    kind: Kind
+    unit: str
+    labels: tuple[str, ...]
+    help: str
+    normal: str
+    change: str
+
+
+_MODEL = ("model_name", "engine")
+_LAYER = (*_MODEL, "layer", "phase", "position")
+_SOURCE = ("source",)
+
+
+def _metric(
+    id: str,
+    kind: Kind,
+    labels: tuple[str, ...],
+    help: str,
+    *,
+    unit: str = "",
+    normal: str = "",
+    change: str = "",
+) -> Metric:
+    return Metric(id, PREFIX + id, kind, unit, labels, help, normal, change)
+
+
+_LAYER_METRICS = (
+    _metric(
+        "residual_rms",
+        Kind.SUMMARY,
+        _LAYER,
+        "Root mean square of the residual stream after a decoder layer, over token rows.",
+        normal="Grows smoothly with depth; steady over time for one model and traffic mix.",
+        change="Growth precedes overflow; a step at one layer points at that layer's weights.",
+    ),
+    _metric(
+        "residual_peak_ratio",
+        Kind.SUMMARY,
+        _LAYER,
+        "Largest absolute residual value divided by the row's RMS, over token rows.",
+        unit="ratio",
+        normal="Single digits for ordinary rows; far larger for the first positions.",
+        change="Growth means massive activations; quantisation and cache compression then hurt.",
+    ),
+    _metric(
+        "block_influence_ratio",
+        Kind.SUMMARY,
+        _LAYER,
+        "1 - cos(layer input, layer output) of the residual stream, over token rows.",
+        unit="ratio",
+        normal="Largest at the first and last layers, small in the middle.",
+        change="Near 0: the layer has stopped contributing. Growth: it rewrites the stream.",
+    ),
+    _metric(
+        "residual_rms_window_max",
+        Kind.GAUGE,
+        _LAYER,
+        "Largest row RMS in the last closed 10 s window.",
+        normal="A small multiple of the mean.",
+        change="Outliers that the mean hides.",
+    ),
+    _metric(
+        "residual_peak_window_max_ratio",
+        Kind.GAUGE,
+        _LAYER,
+        "Largest row peak ratio in the last closed 10 s window.",
+        unit="ratio",
+        normal="Steady for one model.",
+        change="A jump means a new massive activation.",
+    ),
+    _metric(
+        "block_influence_window_max_ratio",
+        Kind.GAUGE,
+        _LAYER,
+        "Largest row block influence in the last closed 10 s window.",
+        unit="ratio",
+        normal="Below 1.",
+        change="Values near 2 mean that the layer inverted the stream.",
+    ),
+    _metric(
+        "nonfinite_values",
+        Kind.COUNTER,
+        (*_MODEL, "layer"),
+        "NaN and Inf elements seen in the residual stream after a layer.",
+        normal="0, always.",
+        change="Any increase is an incident: outputs are no longer trustworthy.",
+    ),
+)
+
+_COVERAGE_METRICS = (
+    _metric(
+        "observed_tokens",
+        Kind.COUNTER,
+        (*_MODEL, "phase", "position"),
+        "Token rows whose internals were measured.",
+        unit="tokens",
+        normal="Follows prompt and generated tokens.",
+        change="Flat while tokens are generated: the tap is dead.",
+    ),
+    _metric(
+        "unobserved_tokens",
+        Kind.COUNTER,
+        (*_MODEL, "cause"),
+        "Token rows that could not be measured, by cause: prefix_cached rows are never computed, "
+        "lost rows were dropped by the tap under load.",
+        unit="tokens",
+        normal="prefix_cached follows the cache hit rate; lost is 0.",
+        change="lost above 0: the pump cannot keep up.",
+    ),
+    _metric(
+        "recomputed_tokens",
+        Kind.COUNTER,
+        _MODEL,
+        "Token rows computed a second time after a preemption; measured once only.",
+        unit="tokens",
+        normal="0 unless requests are preempted.",
+        change="Follows preemptions.",
+    ),
+    _metric(
+        "observed_requests",
+        Kind.COUNTER,
+        _MODEL,
+        "Requests whose internals were measured to their end.",
+        unit="requests",
+        normal="Follows finished requests.",
+        change="Flat while requests finish: the tap is dead.",
+    ),
+    _metric(
+        "engine_steps",
+        Kind.COUNTER,
+        _MODEL,
+        "Model forward passes measured by the tap.",
+        normal="Grows while requests run.",
+        change="Flat while requests run: the tap is dead.",
+    ),
+)
+
+_SERVING_HISTOGRAMS = (
+    _metric(
+        "time_to_first_token_seconds",
+        Kind.HISTOGRAM,
+        _MODEL,
+        "Time from arrival to the first generated token (TTFT).",
+        unit="seconds",
+        normal="Set by prompt length and queueing.",
+        change="Growth: queueing or long prompts.",
+    ),
+    _metric(
+        "time_per_output_token_seconds",
+        Kind.HISTOGRAM,
+        _MODEL,
+        "Mean time per generated token after the first, of each finished request (TPOT).",
+        unit="seconds",
+        normal="Steady at a steady batch size.",
+        change="Growth: larger batches, or a slower engine.",
+    ),
+    _metric(
+        "e2e_request_latency_seconds",
+        Kind.HISTOGRAM,
+        _MODEL,
+        "Time from arrival to the end of a finished request.",
+        unit="seconds",
+        normal="TTFT plus TPOT times generated tokens.",
+        change="Read TTFT and TPOT next.",
+    ),
+    _metric(
+        "request_queue_time_seconds",
+        Kind.HISTOGRAM,
+        _MODEL,
+        "Time a finished request waited before it was first scheduled.",
+        unit="seconds",
+        normal="Near 0 below saturation.",
+        change="Growth: the engine is saturated.",
+    ),
+)
+
+_SERVING_METRICS = (
+    *_SERVING_HISTOGRAMS,
+    _metric(
+        "prompt_tokens",
+        Kind.COUNTER,
+        _MODEL,
+        "Prompt tokens of requests that produced output.",
+        unit="tokens",
+        normal="Follows traffic.",
+        change="Follows traffic.",
+    ),
+    _metric(
+        "generated_tokens",
+        Kind.COUNTER,
+        _MODEL,
+        "Tokens generated by the engine.",
+        unit="tokens",
+        normal="Follows traffic.",
+        change="Follows traffic.",
+    ),
+    _metric(
+        "cached_tokens",
+        Kind.COUNTER,
+        _MODEL,
+        "Prompt tokens answered from the prefix cache.",
+        unit="tokens",
+        normal="Set by how much prompts share.",
+        change="A drop raises TTFT.",
+    ),
+    _metric(
+        "requests_running",
+        Kind.GAUGE,
+        _MODEL,
+        "Requests in the running batch.",
+        normal="At most max_num_seqs.",
+        change="Follows load.",
+    ),
+    _metric(
+        "requests_waiting",
+        Kind.GAUGE,
+        _MODEL,
+        "Requests waiting to be scheduled.",
+        normal="Near 0 below saturation.",
+        change="Growth: the engine is saturated.",
+    ),
+    _metric(
+        "kv_cache_usage_ratio",
+        Kind.GAUGE,
+        _MODEL,
+        "Share of KV-cache blocks in use.",
+        unit="ratio",
+        normal="Below 0.9.",
+        change="Near 1: preemptions follow.",
+    ),
+    _metric(
+        "preempted_requests",
+        Kind.COUNTER,
+        _MODEL,
+        "Times a running request was preempted.",
+        unit="requests",
+        normal="0.",
+        change="The KV cache is too small for the load.",
+    ),
+    _metric(
+        "finished_requests",
+        Kind.COUNTER,
+        (*_MODEL, "reason"),
+        "Finished requests by finish reason (stop, length, abort, error, repetition, other).",
+        unit="requests",
+        normal="Mostly stop and length.",
+        change="abort: clients give up; error: the engine fails.",
+    ),
+)
+
+_HEALTH_METRICS = (
+    _metric(
+        "tap_live",
+        Kind.GAUGE,
+        _SOURCE,
+        "1 while every tapped layer is proven to have run in the last measured step, else 0.",
+        normal="1.",
+        change="0: the numbers of this source are not to be trusted; /readyz says why.",
+    ),
+    _metric(
+        "tap",
+        Kind.INFO,
+        (*_SOURCE, "state", "reason"),
+        "State of a tap (starting, live, dead, refused, disarmed) and the class of its reason.",
+        normal='state="live".',
+        change="Anything else: see /v1/status for the full reason.",
+    ),
+    _metric(
+        "tap_errors",
+        Kind.COUNTER,
+        (*_SOURCE, "site"),
+        "Exceptions of ours, swallowed inside the engine, by site.",
+        normal="0.",
+        change="A bug of ours; the site is disarmed after its limit.",
+    ),
+    _metric(
+        "frames_sent",
+        Kind.COUNTER,
+        _SOURCE,
+        "Frames that a source produced, as told by the source (delivered or not).",
+        normal="Grows about once a second.",
+        change="Flat: the source has stopped.",
+    ),
+    _metric(
+        "frames_received",
+        Kind.COUNTER,
+        _SOURCE,
+        "Frames received and accepted.",
+        normal="Equals frames_sent once the sidecar runs.",
+        change="Flat: see frames_lost and frames_refused.",
+    ),
+    _metric(
+        "frames_lost",
+        Kind.COUNTER,
+        (*_SOURCE, "cause"),
+        "Frames of a source that did not arrive: dropped by the sender (no receiver or full "
+        "queue), missing in transit, or too old when read.",
+        normal="0 while the sidecar runs.",
+        change="The sidecar was away or too slow.",
+    ),
+    _metric(
+        "frames_refused",
+        Kind.COUNTER,
+        ("cause",),
+        "Messages refused at the border, by cause; none of them changes any other number.",
+        normal="0.",
+        change="A version mismatch, a wrong key or a hostile peer.",
+    ),
+    _metric(
+        "frame_age_seconds",
+        Kind.HISTOGRAM,
+        (),
+        "Age of a frame when it was read.",
+        unit="seconds",
+        normal="Milliseconds.",
+        change="Growth: the sidecar is starved of CPU.",
+    ),
+    _metric(
+        "last_frame_timestamp_seconds",
+        Kind.GAUGE,
+        _SOURCE,
+        "Unix time of the last frame of a source.",
+        unit="seconds",
+        normal="Now.",
+        change="An old value: the source is silent.",
+    ),
+    _metric(
+        "sources",
+        Kind.GAUGE,
+        (),
+        "Sources heard within the staleness limit.",
+        normal="One per rank and one per front end.",
+        change="A drop: a rank vanished.",
+    ),
+    _metric(
+        "series",
+        Kind.GAUGE,
+        (),
+        "Per-layer series in the last exposition.",
+        normal="Below the cap.",
+        change="Grows with layers and populations.",
+    ),
+    _metric(
+        "series_cap",
+        Kind.GAUGE,
+        (),
+        "Most per-layer series that one exposition may hold.",
+        normal="The configured cap.",
+        change="Set by the operator.",
+    ),
+    _metric(
+        "series_dropped",
+        Kind.COUNTER,
+        (),
+        "Per-layer series left out of expositions because of the cap.",
+        normal="0.",
+        change="Raise the cap or publish fewer layers.",
+    ),
+    _metric(
+        "scrape_duration_seconds",
+        Kind.HISTOGRAM,
+        ("collector",),
+        "Time one collector took to render its part of an exposition.",
+        unit="seconds",
+        normal="Milliseconds.",
+        change="Growth: too many series.",
+    ),
+    _metric(
+        "scrape_collector_success",
+        Kind.GAUGE,
+        ("collector",),
+        "1 when the collector rendered its part of the last exposition, 0 when it failed.",
+        normal="1.",
+        change="0: a bug of ours; the other collectors are still served.",
+    ),
+    _metric(
+        "build",
+        Kind.INFO,
+        ("version", "schema", "python"),
+        "Version of this sidecar, of the wire schema and of Python.",
+        normal="One series.",
+        change="A deployment.",
+    ),
+    _metric(
+        "engine",
+        Kind.INFO,
+        (*_SOURCE, "model_name", "engine", "vllm_version", "runner", "dtype", "num_layers"),
+        "What the engine said of itself when its tap was armed.",
+        normal="One series per source.",
+        change="A deployment.",
+    ),
+)
+
+METRICS: Final = (*_LAYER_METRICS, *_COVERAGE_METRICS, *_SERVING_METRICS, *_HEALTH_METRICS)
+
+BY_ID: Final = {metric.id: metric for metric in METRICS}
+
+# Which families carry each layer signal: its sums and counts, and its extreme.
+SUMMARY_OF: Final = {
+    "residual_rms": BY_ID["residual_rms"],
+    "residual_peak": BY_ID["residual_peak_ratio"],
+    "block_influence": BY_ID["block_influence_ratio"],
+}
+WINDOW_MAX_OF: Final = {
+    "residual_rms": BY_ID["residual_rms_window_max"],
+    "residual_peak": BY_ID["residual_peak_window_max_ratio"],
+    "block_influence": BY_ID["block_influence_window_max_ratio"],
+}
