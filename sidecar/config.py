@@ -32,7 +32,7 @@ class Shared(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # noqa reason: the function stands below its readers, public first.
+    # A lambda, because the function stands below its readers, public first.
     socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
     key_file: Path | None = None
 

@@ -36,7 +36,7 @@ NUM_EXTREMES: Final = 2  # smallest, largest
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=2048)]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
 Rank = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
 LayerIds = Annotated[list[Rank], msgspec.Meta(max_length=1024)]
 
