@@ -70,6 +70,12 @@ class TapConfig(Shared):
         """Settings from `environ`; those in `extra` (vLLM's additional config) win."""
         return _validate(cls, {**_from_environ(environ, cls), **(extra or {})})
 
+    @classmethod
+    def meeting_point(cls, environ: Mapping[str, str]) -> Self:
+        """Where the sidecar listens, when the other keys cannot be used: enough to say so."""
+        known = {PREFIX + field.upper() for field in Shared.model_fields}
+        return cls.read({name: value for name, value in environ.items() if name in known})
+
 
 class ExporterConfig(Shared):
     """Keys of the exporter.

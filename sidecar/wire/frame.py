@@ -267,7 +267,7 @@ def unpack(data: bytes, key: bytes | None = None) -> Frame:
     payload = _payload(data, key)
     try:
         frame = _DECODER.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError("decode", f"not a frame of schema {SCHEMA}: {error}") from error
     _check(frame.body)
     return frame

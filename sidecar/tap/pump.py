@@ -1,0 +1,73 @@
+"""The pump: the one thread of ours in a process; it turns what was collected into frames.
+
+It polls, so the step path needs no lock and wakes nobody. Exceptions are counted and the thread
+goes on; stopping it takes at most `STOP_SECONDS`, whatever the receiver does.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from sidecar.tap.guard import Guard
+from sidecar.wire.channel import Sender
+from sidecar.wire.frame import Body
+
+POLL_SECONDS: Final = 0.005
+STOP_SECONDS: Final = 1.0
+
+
+class Work(NamedTuple):
+    """What a pump does.
+
+    drain: take in what was collected since the last poll. bodies: what to send at a flush.
+    num_steps: steps measured so far, for the frame header.
+    """
+
+    drain: Callable[[], None]
+    bodies: Callable[[], Iterable[Body]]
+    num_steps: Callable[[], int]
+
+
+def idle_work(bodies: Callable[[], Iterable[Body]]) -> Work:
+    """Work of a pump that has only something to say, and nothing to drain."""
+    return Work(lambda: None, bodies, lambda: 0)
+
+
+class Pump:
+    """Drains every few milliseconds and sends every `flush_seconds`, on a daemon thread."""
+
+    def __init__(self, sender: Sender, work: Work, guard: Guard, flush_seconds: float) -> None:
+        self._sender = sender
+        self._work = work
+        self._guard = guard
+        self._flush_seconds = flush_seconds
+        self._poll_seconds = min(POLL_SECONDS, flush_seconds)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sidecar-pump", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the socket is opened on the pump's own thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is left and end."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        flush_at = 0.0
+        while not self._stopping.wait(self._poll_seconds):
+            self._guard.run("pump", self._work.drain)
+            if time.monotonic() >= flush_at:
+                flush_at = time.monotonic() + self._flush_seconds
+                self._guard.run("flush", self._flush)
+        self._guard.run("pump", self._work.drain)
+        self._guard.run("flush", self._flush)
+        self._sender.close()
+
+    def _flush(self) -> None:
+        step = self._work.num_steps()
+        for body in self._work.bodies():
+            self._sender.send(body, step)

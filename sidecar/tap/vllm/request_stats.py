@@ -1,0 +1,162 @@
+"""Ordinary latency and token stats, from the front end's own stat-logger interface.
+
+Installed only beside the stat loggers that vLLM makes itself, so `--disable-log-stats` stays in
+force. `record` runs on the front end's event loop, where an exception would fail every request:
+it is guarded, appends to bounded queues, and does nothing else.
+"""
+
+import functools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
+
+from vllm.v1.metrics import loggers
+
+from sidecar import __version__
+from sidecar.config import TapConfig
+from sidecar.tap.guard import Guard
+from sidecar.tap.pump import Pump, idle_work
+from sidecar.tap.vllm import releases
+from sidecar.tap.vllm.options import model_name, options_of
+from sidecar.wire.channel import Sender
+from sidecar.wire.frame import Body, Finished, Serving, Source, Status
+
+MAX_QUEUED: Final = 4096  # observations between two flushes; more are counted as lost
+_PATCHED: Final = "_sidecar_patched"
+
+
+def install() -> None:
+    """Add our logger to each manager that vLLM makes; a second call changes nothing."""
+    original = loggers.StatLoggerManager.__init__
+    if hasattr(original, _PATCHED):
+        return
+
+    @functools.wraps(original)
+    def init(manager: Any, *args: Any, **kwargs: Any) -> None:
+        original(manager, *args, **kwargs)
+        try:
+            vllm_config = kwargs.get("vllm_config", args[0] if args else None)
+            manager.stat_loggers.append(SidecarStatLogger(vllm_config, manager.engine_indexes))
+        except Exception as error:  # the front end must start, whatever happens to us
+            _LOG.warning("sidecar: no request stats; serving goes on", exc_info=error)
+
+    setattr(init, _PATCHED, True)
+    loggers.StatLoggerManager.__init__ = init
+
+
+class EngineStats:
+    """Totals and new observations of one engine.
+
+    Written by the event loop, drained by the pump; deque operations are atomic, so neither waits.
+    """
+
+    def __init__(self, model_name: str, engine: int) -> None:
+        self._model_name = model_name
+        self._engine = engine
+        self._totals = {"prompt": 0, "generated": 0, "cached": 0, "preempted": 0}
+        self._running = self._waiting = 0
+        self._kv_cache_usage = 0.0
+        self._ttft: deque[float] = deque(maxlen=MAX_QUEUED)
+        self._finished: deque[Finished] = deque(maxlen=MAX_QUEUED)
+
+    def record(self, scheduler: Any | None, iteration: Any | None) -> None:
+        """Take in one batch of vLLM's stats."""
+        if scheduler is not None:
+            self._running = scheduler.num_running_reqs
+            self._waiting = scheduler.num_waiting_reqs
+            self._kv_cache_usage = scheduler.kv_cache_usage
+        if iteration is None:
+            return
+        self._totals["prompt"] += iteration.num_prompt_tokens
+        self._totals["generated"] += iteration.num_generation_tokens
+        self._totals["preempted"] += iteration.num_preempted_reqs
+        self._ttft.extend(iteration.time_to_first_tokens_iter)
+        for stats in iteration.finished_requests:
+            self._totals["cached"] += stats.num_cached_tokens
+            self._finished.append(_finished(stats))
+
+    def body(self) -> Serving:
+        """Totals so far, and the observations since the last call."""
+        return Serving(
+            self._model_name,
+            self._engine,
+            self._totals["prompt"],
+            self._totals["generated"],
+            self._totals["cached"],
+            self._totals["preempted"],
+            self._running,
+            self._waiting,
+            self._kv_cache_usage,
+            _drained(self._ttft),
+            _drained(self._finished),
+        )
+
+
+class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc]  # vllm is untyped
+    """vLLM's stat-logger interface over `EngineStats`, one for each engine of this front end."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
+        config = TapConfig.read(os.environ, options_of(vllm_config))
+        self._guard = Guard(config.max_errors)
+        self._model_name = model_name(vllm_config)
+        self._engines = {i: EngineStats(self._model_name, i) for i in engine_indexes}
+        rank = max(0, getattr(vllm_config.parallel_config, "_api_process_rank", 0))
+        sender = Sender(config.socket, Source("frontend", rank), config.key())
+        self._pump = Pump(sender, idle_work(self._bodies), self._guard, config.flush_seconds)
+        self._pump.start()
+
+    def record(
+        self,
+        scheduler_stats: Any | None,
+        iteration_stats: Any | None,
+        mm_cache_stats: Any | None = None,  # noqa: ARG002 - vLLM's interface
+        engine_idx: int = 0,
+    ) -> None:
+        """Take in one batch of stats, on the event loop."""
+        self._guard.run("stats", self._record, scheduler_stats, iteration_stats, engine_idx)
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: the engine's own tap reports it."""
+
+    def _record(self, scheduler: Any | None, iteration: Any | None, engine: int) -> None:
+        stats = self._engines.get(engine)
+        if stats is None:
+            stats = self._engines[engine] = EngineStats(self._model_name, engine)
+        stats.record(scheduler, iteration)
+
+    def _bodies(self) -> Iterable[Body]:
+        yield Status(
+            "disarmed" if self._guard.disarmed else "live",
+            errors=dict(self._guard.errors),
+            model_name=self._model_name,
+            vllm_version=releases.installed_version(),
+            tap_version=__version__,
+        )
+        for stats in list(self._engines.values()):
+            yield stats.body()
+
+
+def _finished(stats: Any) -> Finished:
+    return Finished(
+        id=str(stats.request_id)[:256],
+        reason=str(stats.finish_reason),
+        end_ns=time.time_ns(),
+        e2e=float(stats.e2e_latency),
+        queue=float(stats.queued_time),
+        prefill=float(stats.prefill_time),
+        decode=float(stats.decode_time),
+        time_per_output_token=float(stats.mean_time_per_output_token),
+        prompt_tokens=stats.num_prompt_tokens,
+        generated_tokens=stats.num_generation_tokens,
+        cached_tokens=stats.num_cached_tokens,
+    )
+
+
+def _drained(queue: deque[Any]) -> list[Any]:
+    return [queue.popleft() for _ in range(len(queue))]
+
+
+_LOG = logging.getLogger("sidecar.tap")

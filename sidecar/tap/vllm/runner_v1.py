@@ -1,0 +1,42 @@
+"""Rows of model runner V1 (CPU builds, and GPU builds with VLLM_USE_V2_MODEL_RUNNER=0).
+
+Seat: the instance's `_model_forward`. Dummy runs call the model directly and so pass it by, and at
+that moment the persistent batch is in the order of the rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sidecar.tap.rows import Batch
+
+
+def matches(runner: Any) -> bool:
+    """Whether `runner` has what is read here."""
+    return hasattr(runner, "_model_forward") and hasattr(runner, "input_batch")
+
+
+def wrap(runner: Any, observe: Callable[[Callable[[], Batch | None]], None]) -> None:
+    """Call `observe` with a reader of the batch after each real forward pass."""
+    forward = runner._model_forward
+
+    def model_forward(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        observe(lambda: read(runner))
+        return output
+
+    runner._model_forward = model_forward
+
+
+def read(runner: Any) -> Batch:
+    """The batch whose forward pass has just been launched, in row order."""
+    batch = runner.input_batch
+    num_reqs = batch.num_reqs
+    ends = runner.query_start_loc.np[: num_reqs + 1].astype(np.int64)
+    return Batch(
+        list(batch.req_ids[:num_reqs]),
+        batch.num_computed_tokens_cpu[:num_reqs].astype(np.int64),
+        np.diff(ends),
+        batch.num_prompt_tokens[:num_reqs].astype(np.int64),
+    )

@@ -1,0 +1,50 @@
+"""Rows of model runner V2 (GPU default since 0.32; dense models since 0.26).
+
+Seat: the instance's `execute_model`. After a real step it leaves `execute_model_state`, whose
+input batch is in the order of the rows (sorted per step, unlike the scheduler's). Dummy runs go
+through the same method and are told apart by their argument.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from sidecar.tap.rows import Batch
+
+_DUMMY_RUN_PLACE: Final = 2  # execute_model(scheduler_output, intermediate_tensors, dummy_run)
+
+
+def matches(runner: Any) -> bool:
+    """Whether `runner` has what is read here."""
+    return hasattr(runner, "req_states") and hasattr(runner, "prepare_inputs")
+
+
+def wrap(runner: Any, observe: Callable[[Callable[[], Batch | None]], None]) -> None:
+    """Call `observe` with a reader of the batch after each real forward pass."""
+    execute = runner.execute_model
+
+    def execute_model(*args: Any, **kwargs: Any) -> Any:
+        output = execute(*args, **kwargs)
+        placed = args[_DUMMY_RUN_PLACE] if len(args) > _DUMMY_RUN_PLACE else False
+        if not kwargs.get("dummy_run", placed):
+            observe(lambda: read(runner))
+        return output
+
+    runner.execute_model = execute_model
+
+
+def read(runner: Any) -> Batch | None:
+    """The batch whose forward pass has just been launched; None when the step had no tokens."""
+    state = runner.execute_model_state
+    if state is None:
+        return None
+    batch = state.input_batch
+    num_reqs = batch.num_reqs
+    prompts = runner.req_states.prompt_len.np[batch.idx_mapping_np[:num_reqs]]
+    return Batch(
+        list(batch.req_ids[:num_reqs]),
+        batch.num_computed_tokens_np[:num_reqs].astype(np.int64),
+        batch.num_scheduled_tokens[:num_reqs].astype(np.int64),
+        prompts.astype(np.int64),
+    )

@@ -1,0 +1,237 @@
+"""The seat in a worker: tap the model when it is loaded, measure once it is warm.
+
+`WorkerWrapperBase.init_device` is the one place that 0.26, 0.32 and 0.33 pass in every worker,
+forked or spawned, before the model exists. Methods of the worker instance are wrapped from there.
+Whatever cannot be tapped is refused with a reason that travels as a status frame.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from sidecar import __version__
+from sidecar.config import TapConfig
+from sidecar.errors import ConfigError, SidecarError, TapRefused
+from sidecar.tap.attach import attach_probe, rehearse
+from sidecar.tap.engine import EngineTap
+from sidecar.tap.engine_info import Engine
+from sidecar.tap.guard import Guard
+from sidecar.tap.rows import Batch
+from sidecar.tap.sites import Site, find_sites
+from sidecar.tap.slab import Slab
+from sidecar.tap.vllm import fingerprint, refusal, releases, runner_v1, runner_v2
+from sidecar.tap.vllm.options import model_name, options_of
+from sidecar.wire.channel import Sender
+from sidecar.wire.frame import Source
+
+_PATCHED: Final = "_sidecar_patched"
+_ROW_MARGIN: Final = 64  # sequence parallelism pads batches by less than this
+
+
+def install() -> None:
+    """Patch the worker wrapper; a second call changes nothing."""
+    from vllm.v1.worker.worker_base import WorkerWrapperBase  # noqa: PLC0415 - only when on
+
+    original = WorkerWrapperBase.init_device
+    if hasattr(original, _PATCHED):
+        return
+
+    @functools.wraps(original)
+    def init_device(wrapper: Any) -> None:
+        original(wrapper)
+        try:
+            seat_worker(wrapper.worker, wrapper.vllm_config)
+        except Exception as error:  # the worker must start, whatever happens to us
+            _LOG.warning("sidecar: cannot tap this worker; serving untapped", exc_info=error)
+
+    setattr(init_device, _PATCHED, True)
+    WorkerWrapperBase.init_device = init_device
+
+
+def seat_worker(worker: Any, vllm_config: Any) -> None:
+    """Prepare `worker`, whose device is ready and whose model is not loaded yet."""
+    engine = _engine(vllm_config)
+    try:
+        config = TapConfig.read(os.environ, options_of(vllm_config))
+    except ConfigError as error:
+        config = TapConfig.meeting_point(os.environ)
+        refusal.report(config, Source("engine"), engine, error, Guard(config.max_errors))
+        return
+    guard = Guard(config.max_errors)
+    seat = Seat(worker, vllm_config, config, engine, guard)
+    try:
+        seat.prepare()
+    except SidecarError as error:
+        refusal.report(config, seat.source, engine, error, guard)
+
+
+class Seat:
+    """One worker's tap, from before its model is loaded to its shutdown."""
+
+    def __init__(
+        self, worker: Any, vllm_config: Any, config: TapConfig, engine: Engine, guard: Guard
+    ) -> None:
+        self.source = _source(vllm_config)
+        self._engine = engine
+        self._worker = worker
+        self._vllm_config = vllm_config
+        self._config = config
+        self._guard = guard
+        self._capacity = _capacity(vllm_config)
+        self._tap: EngineTap | None = None
+
+    def prepare(self) -> None:
+        """Check what can be checked before the model exists, and wrap the worker's methods.
+
+        Raises TapRefused with the reason when this engine cannot be tapped.
+        """
+        _check_features(self._vllm_config)
+        self._engine.runner = _runner_module(self._worker.model_runner).__name__.rpartition("_")[2]
+        self._engine.fingerprint = fingerprint.fingerprint(self._capacity)
+        # On every rank, although only the first of a tensor-parallel group speaks: ranks share
+        # the parts of a compile cache key.
+        fingerprint.write(self._vllm_config, self._engine.fingerprint)
+        if self.source.tp:
+            return  # the residual stream is the same on every rank of the group
+        rehearse(self._guard)
+        _after(self._worker, "load_model", self._attach)
+        _after(self._worker, "compile_or_warm_up_model", self._arm)
+        _before(self._worker, "execute_model", self._finish)
+        _before(self._worker, "shutdown", self._stop)
+
+    def _attach(self) -> None:
+        try:
+            self._tap = self._guard.run("attach", self._attached)
+            if self._tap is None:
+                raise TapRefused("the tap failed to attach; see the engine's log")
+        except TapRefused as error:
+            refusal.report(self._config, self.source, self._engine, error, self._guard)
+
+    def _attached(self) -> EngineTap:
+        runner = self._worker.model_runner
+        sites = _sites(runner, self._vllm_config)
+        slab = self._slab(len(sites))
+        for index, site in enumerate(sites):
+            attach_probe(site, slab.rows[index], self._guard)
+        tap = EngineTap(
+            self._config,
+            self._engine,
+            [site.layer for site in sites],
+            slab,
+            Sender(self._config.socket, self.source, self._config.key()),
+            self._guard,
+            self._vllm_config.scheduler_config.max_num_seqs,
+        )
+        _runner_module(runner).wrap(runner, functools.partial(self._observe, tap))
+        tap.start()
+        return tap
+
+    def _slab(self, num_layers: int) -> Slab:
+        max_requests = self._vllm_config.scheduler_config.max_num_seqs
+        # A request spans two populations in one step at most, but for rare short prompts.
+        max_groups = min(4 * max_requests, 2 * max_requests + 256)
+        return Slab(num_layers, self._capacity, max_groups, self._worker.device)
+
+    def _observe(self, tap: EngineTap, read: Callable[[], Batch | None]) -> None:
+        batch = self._guard.run("read", read)
+        if batch is not None:
+            self._guard.run("step", tap.observe, batch)
+
+    def _arm(self) -> None:
+        if self._tap is not None:
+            mode = self._vllm_config.compilation_config.mode
+            was_warmed_up = bool(mode) or self._worker.device.type == "cuda"
+            self._guard.run("arm", self._tap.arm, was_warmed_up=was_warmed_up)
+
+    def _finish(self, scheduler_output: Any, *_: Any, **__: Any) -> None:
+        if self._tap is not None and scheduler_output.finished_req_ids:
+            self._guard.run("finish", self._tap.finish, scheduler_output.finished_req_ids)
+
+    def _stop(self, *_: Any, **__: Any) -> None:
+        if self._tap is not None:
+            self._guard.run("stop", self._tap.stop)
+
+
+def _after(owner: Any, name: str, call: Callable[[], None]) -> None:
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        call()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _before(owner: Any, name: str, call: Callable[..., None]) -> None:
+    method = getattr(owner, name)
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        call(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _engine(vllm_config: Any) -> Engine:
+    return Engine(
+        model_name=model_name(vllm_config),
+        vllm_version=releases.installed_version(),
+        tap_version=__version__,
+        dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
+    )
+
+
+def _source(vllm_config: Any) -> Source:
+    from vllm.distributed import parallel_state  # noqa: PLC0415 - only when on
+
+    parallel = vllm_config.parallel_config
+    dp = getattr(parallel, "data_parallel_index", None) or parallel.data_parallel_rank
+    pp = parallel_state.get_pp_group().rank_in_group
+    tp = parallel_state.get_tp_group().rank_in_group
+    return Source("engine", dp, pp, tp)
+
+
+def _capacity(vllm_config: Any) -> int:
+    """Most token rows in one forward pass: what the scheduler grants, or a graph's padding."""
+    sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
+    most = max(vllm_config.scheduler_config.max_num_batched_tokens, *sizes)
+    return int(-(-most // _ROW_MARGIN) + 1) * _ROW_MARGIN
+
+
+def _check_features(vllm_config: Any) -> None:
+    """Raise TapRefused for what would put rows where they are not looked for."""
+    parallel = vllm_config.parallel_config
+    refused = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "pooling models": vllm_config.model_config.runner_type != "generate",
+        "encoder-decoder models": vllm_config.model_config.is_encoder_decoder,
+    }
+    for feature, is_used in refused.items():
+        if is_used:
+            raise TapRefused(f"{feature}: rows cannot be attributed yet; serve without it to tap")
+
+
+def _runner_module(runner: Any) -> Any:
+    for module in (runner_v1, runner_v2):
+        if module.matches(runner):
+            return module
+    raise TapRefused(f"{type(runner).__name__} looks like no model runner that has been read")
+
+
+def _sites(runner: Any, vllm_config: Any) -> list[Site]:
+    attention = set(map(id, vllm_config.compilation_config.static_forward_context.values()))
+    return find_sites(
+        runner.get_model(),
+        lambda module: id(module) in attention,
+        lambda module: type(module).__name__ == "PPMissingLayer",
+    )
+
+
+_LOG = logging.getLogger("sidecar.tap")
