@@ -32,13 +32,15 @@ class DomainResult(NamedTuple):
 class Report(NamedTuple):
     """Everything the card states.
 
-    command: how to repeat the run. seconds: wall time of the training loop. steps, tokens_seen:
+    command: how to repeat the run. seconds: wall time of the training loop.
+    ended_by: "steps" or "time", the limit that ended it. steps, tokens_seen:
     optimizer steps and tokens trained on. file_bytes: size of model.safetensors.
     """
 
     command: str
     seed: int
     seconds: float
+    ended_by: str
     steps: int
     tokens_seen: int
     parameters: int
@@ -129,7 +131,9 @@ def _training(report: Report) -> str:
 | --- | ---: |
 {table}
 
-Loss and learning rate over the run are in `training.jsonl`."""
+The learning rate falls to zero at the limit of steps or time that comes first; this run was ended
+by {report.ended_by}. A run ended by time takes more steps on a faster machine, and so gives other
+weights. Loss and learning rate over the run are in `training.jsonl`."""
 
 
 def _validation(report: Report) -> str:

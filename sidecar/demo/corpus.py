@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import itertools
 import random
 import re
 import sysconfig
@@ -31,8 +32,22 @@ CODE_POINTS_PER_PAGE: Final = 256
 
 # Left out: folders that some distributions do not ship, machine-generated tables, and tests.
 _SKIPPED_FOLDERS: Final = frozenset(
-    "test tests idlelib tkinter turtledemo lib2to3 site-packages dist-packages __pycache__ "
-    "ensurepip distutils encodings pydoc_data lib-dynload".split()
+    {
+        "test",
+        "tests",
+        "idlelib",
+        "tkinter",
+        "turtledemo",
+        "lib2to3",
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "ensurepip",
+        "distutils",
+        "encodings",
+        "pydoc_data",
+        "lib-dynload",
+    }
 )
 _DEFINITION: Final = re.compile(r"^(?:@.*\n)*(?:async def|def|class) ", re.MULTILINE)
 
@@ -265,5 +280,5 @@ def _passages(text: str, domain: str) -> list[str]:
     if domain == "code":
         starts = [match.start() for match in _DEFINITION.finditer(text)]
         bounds = [0, *starts, len(text)]
-        return [text[left:right] for left, right in zip(bounds, bounds[1:], strict=False)]
+        return [text[left:right] for left, right in itertools.pairwise(bounds)]
     return re.split(r"(?<=\n\n)" if domain == "prose" else r"(?<=\n)", text)

@@ -13,10 +13,10 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Final, NamedTuple, Self
 
 import safetensors
 import tokenizers
@@ -37,6 +37,9 @@ EVALUATION_WINDOW: Final = 256
 SLICE_WINDOWS: Final = 24
 WINDOWS_AT_ONCE: Final = 8
 POSITIONS: Final = 2048
+SAMPLE_CHARACTERS: Final = 160
+SAMPLE_TOKENS: Final = 80
+QUICK_STEPS: Final = 200
 SECONDS_BETWEEN_NOTES: Final = 5.0
 STEPS_BETWEEN_RECORDS: Final = 10
 # The model continues text, so the template only joins the messages.
@@ -56,31 +59,40 @@ class Recipe:
     corpus.DOMAINS. characters: text kept per domain and part, None for all of it.
     """
 
-    vocabulary: int = 4096
-    hidden: int = 192
-    inner: int = 576
-    layers: int = 6
-    query_heads: int = 6
+    vocabulary: int = 3072
+    hidden: int = 224
+    inner: int = 640
+    layers: int = 4
+    query_heads: int = 4
     key_heads: int = 2
-    head_size: int = 32
-    rows: int = 16
+    head_size: int = 64
+    rows: int = 4
     window: int = 256
     long_window: int = 512
     long_every: int = 8
-    peak_rate: float = 4e-3
+    peak_rate: float = 3e-3
     warm_up: float = 0.04
     weight_decay: float = 0.1
     clip: float = 1.0
-    weights: tuple[float, ...] = (0.4, 0.4, 0.2)
+    weights: tuple[float, ...] = (0.3, 0.5, 0.2)
     characters: int | None = None
 
     @classmethod
-    def quick(cls) -> "Recipe":
+    def quick(cls) -> Self:
         """Return a recipe small enough for a test of about 20 seconds."""
         return cls(
-            vocabulary=512, hidden=64, inner=128, layers=2, query_heads=2, key_heads=1,
-            rows=4, window=128, long_window=256, characters=150_000,
-        )  # fmt: skip
+            vocabulary=512,
+            hidden=64,
+            inner=128,
+            layers=2,
+            query_heads=2,
+            key_heads=1,
+            head_size=32,
+            rows=4,
+            window=128,
+            long_window=256,
+            characters=150_000,
+        )
 
 
 class Run(NamedTuple):
@@ -137,13 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.seed)
     run.out.mkdir(parents=True, exist_ok=True)
+    print("corpus: started", flush=True)
     tokenizer = save_tokenizer(_training_texts(recipe), recipe.vocabulary, run.out)
     texts = token_streams(tokenizer, recipe.characters)
-    model = Qwen3ForCausalLM(model_config(recipe, tokenizer))
+    model = new_model(model_config(recipe, tokenizer))
     with (run.out / LOG_NAME).open("w", encoding="utf-8") as log:
         outcome = train(model, texts.train, recipe, run, log)
         store(model, run.out)
-        stored = Qwen3ForCausalLM.from_pretrained(run.out, dtype=torch.bfloat16).float()
+        stored = stored_model(run.out)
         results = validate(stored, tokenizer, texts)
         for result in results:
             log.write(json.dumps({"kind": "validation"} | result._asdict()) + "\n")
@@ -179,7 +192,8 @@ def save_tokenizer(texts: Sequence[str], vocabulary: int, out: Path) -> PreTrain
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     progress.note(1.0)
-    return PreTrainedTokenizerFast.from_pretrained(out)
+    stored: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(out)
+    return stored
 
 
 def token_streams(tokenizer: PreTrainedTokenizerFast, characters: int | None = None) -> Texts:
@@ -244,19 +258,32 @@ def train(
     return Outcome(step, tokens, time.monotonic() - start)
 
 
+def new_model(config: Qwen3Config) -> Qwen3ForCausalLM:
+    """Return a model with random float32 weights, drawn from torch's seed."""
+    build: Callable[..., Qwen3ForCausalLM] = Qwen3ForCausalLM
+    return build(config)
+
+
 def store(model: Qwen3ForCausalLM, out: Path) -> None:
-    """Write a model's configuration and weights to the folder out, rounded to bfloat16."""
-    model.to(torch.bfloat16)
+    """Round a model's weights to bfloat16 in place and write it to the folder out."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
     end = model.config.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    model.generation_config = GenerationConfig.from_dict({"eos_token_id": end, "pad_token_id": end})
     model.save_pretrained(out)
+
+
+def stored_model(folder: Path) -> Qwen3ForCausalLM:
+    """Load a stored model for evaluation: its bfloat16 weights, computing in float32."""
+    model: Qwen3ForCausalLM = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train(mode=False)
+    return model
 
 
 def validate(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Texts
 ) -> list[DomainResult]:
     """Measure a model on the held-out text of every domain and take a sample of each."""
-    model.eval()
     results: list[DomainResult] = []
     for domain, stream in texts.validation.items():
         nats = mean_loss(model, stream)
@@ -281,7 +308,8 @@ def mean_loss(model: Qwen3ForCausalLM, stream: Tensor, windows: int | None = Non
     """Return the mean loss in nats per token over a token stream.
 
     stream: 1-D int64 tensor, cut into windows of EVALUATION_WINDOW tokens; windows limits how
-    many are used, evenly spaced, None for all. Raises ValueError when the stream is shorter than one window.
+    many are used, evenly spaced, None for all. Raises ValueError when the stream is shorter
+    than one window.
     """
     whole = (len(stream) - 1) // EVALUATION_WINDOW
     if whole < 1:
@@ -304,26 +332,37 @@ def unigram_loss(train: Tensor, stream: Tensor, vocabulary: int) -> float:
     return float(-(counts / counts.sum()).log()[stream].mean())
 
 
+def greedy(model: Qwen3ForCausalLM, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the count most likely next tokens after prompt, fewer where the text ends."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        while len(tokens) < len(prompt) + count:
+            logits: Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+            if tokens[-1] == model.config.eos_token_id:
+                break
+    return tokens[len(prompt) :]
+
+
 def _parsed(arguments: Sequence[str] | None) -> Run:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m sidecar.demo.train", description="Train the demo model."
     )
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="folder to write to")
-    parser.add_argument("--minutes", type=float, help="most minutes of training (20; quick 0.2)")
-    parser.add_argument("--steps", type=int, help="most training steps (2000; quick 200)")
+    parser.add_argument("--minutes", type=float, default=25.0, help="most minutes of training")
+    parser.add_argument("--steps", type=int, default=12_000, help="most training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="a tiny run of about 20 seconds")
+    parser.add_argument("--quick", action="store_true", help=f"a tiny model, {QUICK_STEPS} steps")
     parser.add_argument(
         "--bf16", action="store_true", help="multiply in bfloat16 (faster with AVX512-BF16, AMX)"
     )
     given = parser.parse_args(arguments)
-    minutes = given.minutes or (0.2 if given.quick else 20.0)
-    steps = given.steps or (200 if given.quick else 2000)
-    if minutes <= 0 or steps < 1 or given.threads < 1:
+    if given.minutes <= 0 or given.steps < 1 or given.threads < 1:
         parser.error("--minutes, --steps and --threads must be positive")
-    return Run(given.out, minutes, steps, given.seed, given.quick, given.bf16, given.threads)
+    steps = min(given.steps, QUICK_STEPS) if given.quick else given.steps
+    return Run(given.out, given.minutes, steps, given.seed, given.quick, given.bf16, given.threads)
 
 
 def _training_texts(recipe: Recipe) -> list[str]:
@@ -362,7 +401,7 @@ def _optimizer(model: Qwen3ForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _share_done(step: int, seconds: float, run: Run) -> float:
@@ -402,9 +441,13 @@ def _loss(model: Qwen3ForCausalLM, batch: Tensor) -> Tensor:
 
 
 def _step(
-    model: Qwen3ForCausalLM, optimizer: torch.optim.AdamW, batch: Tensor, rate: float,
-    clip: float, bf16: bool,
-) -> float:  # fmt: skip
+    model: Qwen3ForCausalLM,
+    optimizer: torch.optim.AdamW,
+    batch: Tensor,
+    rate: float,
+    clip: float,
+    bf16: bool,
+) -> float:
     """Take one optimizer step and return the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -421,18 +464,18 @@ def _sample(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, domain: str
 ) -> tuple[str, str]:
     """Return a held-out prompt and the model's greedy continuation of it."""
-    prompt = corpus.excerpts(domain, count=1, length=160, seed=0)[0]
-    tokens = torch.tensor([tokenizer.encode(prompt)])
-    made = model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=80, do_sample=False
-    )
-    return prompt, str(tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True))
+    prompt = corpus.excerpts(domain, count=1, length=SAMPLE_CHARACTERS, seed=0)[0]
+    made = greedy(model, tokenizer.encode(prompt), SAMPLE_TOKENS)
+    return prompt, str(tokenizer.decode(made, skip_special_tokens=True))
 
 
 def _report(
-    run: Run, recipe: Recipe, outcome: Outcome, model: Qwen3ForCausalLM,
+    run: Run,
+    recipe: Recipe,
+    outcome: Outcome,
+    model: Qwen3ForCausalLM,
     results: Sequence[DomainResult],
-) -> Report:  # fmt: skip
+) -> Report:
     """Collect what the card states."""
     options = " --quick" * run.quick + " --bf16" * run.bf16
     limits = f"--minutes {run.minutes:g} --steps {run.steps} --seed {run.seed}"
@@ -440,6 +483,7 @@ def _report(
         command=f"python -m sidecar.demo.train {limits} --threads {run.threads}{options}",
         seed=run.seed,
         seconds=outcome.seconds,
+        ended_by="steps" if outcome.steps >= run.steps else "time",
         steps=outcome.steps,
         tokens_seen=outcome.tokens,
         parameters=sum(weight.numel() for weight in model.parameters()),

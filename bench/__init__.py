@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one table, writes JSON (`--json PATH`), and is short (`--quick`)."""
