@@ -1,9 +1,9 @@
 """The channel: zmq PUSH in every rank, one zmq PULL in the sidecar, over a unix socket.
 
 Guarantees: `Sender.send` never blocks and never raises for want of a receiver (it counts);
-closing either end never waits; at most `SEND_QUEUE` frames wait in a sender, and a restarted
-receiver gets fresh frames only (IMMEDIATE). A second receiver is refused rather than allowed to
-steal the path, which zmq alone would let it do silently.
+closing either end never waits longer than it is told; at most `SEND_QUEUE` frames wait in a
+sender, and a restarted receiver gets fresh frames only (IMMEDIATE). A second receiver is refused
+rather than allowed to steal the path, which zmq alone would let it do silently.
 """
 
 import fcntl
@@ -49,6 +49,10 @@ class Sender:
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
+    def open(self) -> None:
+        """Begin to connect, so that the first frame finds a receiver that is there."""
+        self._connected()
+
     def send(self, body: Body, step: int = 0) -> bool:
         """Hand `body` over without waiting; False when it was dropped, and counted."""
         self.num_sent += 1
@@ -62,10 +66,10 @@ class Sender:
             return False
         return True
 
-    def close(self) -> None:
-        """Drop what is queued and release the socket, at once."""
+    def close(self, linger_seconds: float = 0.0) -> None:
+        """Release the socket; what is queued has `linger_seconds` to reach its receiver."""
         if self._socket is not None:
-            self._socket.close(linger=0)
+            self._socket.close(linger=int(linger_seconds * 1000))
             self._socket = None
         if self._context is not None:
             self._context.term()

@@ -33,9 +33,11 @@ NUM_POPULATIONS: Final = len(POPULATIONS)
 NUM_SIGNALS: Final = len(LAYER_SIGNALS)
 NUM_POWERS: Final = 3  # sum of v, of log v, of (log v)^2
 NUM_EXTREMES: Final = 2  # smallest, largest
+MAX_TEXT: Final = 256  # characters of a name or an id; senders cut, or the frame is refused
+MAX_LONG_TEXT: Final = 2048  # and of a sentence
 
-Text = Annotated[str, msgspec.Meta(max_length=256)]
-LongText = Annotated[str, msgspec.Meta(max_length=2048)]
+Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
+LongText = Annotated[str, msgspec.Meta(max_length=MAX_LONG_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
 Rank = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
 LayerIds = Annotated[list[Rank], msgspec.Meta(max_length=1024)]

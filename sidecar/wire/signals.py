@@ -318,10 +318,11 @@ _SERVING_METRICS = (
         "finished_requests",
         Kind.COUNTER,
         (*_MODEL, "reason"),
-        "Finished requests by finish reason (stop, length, abort, error, repetition, other).",
+        "Finished requests by finish reason, as vLLM reports them; it reports none for a request "
+        "whose client hung up, which is in observed_requests alone.",
         unit="requests",
         normal="Mostly stop and length.",
-        change="abort: clients give up; error: the engine fails.",
+        change="error: the engine fails; length: answers are cut off.",
     ),
 )
 

@@ -1,0 +1,1 @@
+"""Outward: what was folded, as Prometheus metrics, JSON and health. Only home of the web stack."""

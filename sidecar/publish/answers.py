@@ -1,0 +1,438 @@
+"""The JSON API's answers: their models, and how each is read off a snapshot.
+
+Guarantees: every number is the one that was folded, at full float64 precision; what does not
+exist (a mean over no rows, an extreme of an empty window) is null, never NaN or 0.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+import sidecar
+from sidecar.fold.histogram import Distribution
+from sidecar.fold.reducer import Snapshot
+from sidecar.fold.requests import Measured
+from sidecar.fold.series import LayerTotals, ServingTotals
+from sidecar.fold.source import SourceView
+from sidecar.publish.collectors import losses
+from sidecar.publish.vitals import reasons
+from sidecar.wire.frame import SCHEMA, Arrays, Coverage, Finished, Status
+from sidecar.wire.signals import LAYER_SIGNALS, POPULATIONS, SUMMARY_OF, Phase, Position
+
+Observed = dict[str, dict[str, int]]
+_SIGNAL_IDS: Final = tuple(signal.id for signal in LAYER_SIGNALS)
+_NO_STATUS: Final = Status("starting", reason="silent", detail="")
+
+
+class ReadyAnswer(BaseModel):
+    """Whether the telemetry is to be trusted, and every reason why not."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class SourceAnswer(BaseModel):
+    """One source. `state` is null until its tap has spoken."""
+
+    source: str
+    role: str
+    state: str | None
+    reason: str
+    detail: str
+    boot: str
+    last_frame_age_seconds: float | None
+    frames_sent: int
+    frames_received: int
+    frames_lost: dict[str, int]
+    model_name: str
+    vllm_version: str
+    runner: str
+    dtype: str
+    num_layers: int
+    dead_layers: list[int]
+    errors: dict[str, int]
+    fingerprint: str
+
+
+class DistributionAnswer(BaseModel):
+    """Count and mean of observed seconds; no mean without observations."""
+
+    count: int
+    mean: float | None
+
+
+class ServingAnswer(BaseModel):
+    """Ordinary stats of one engine, as one front end sees them."""
+
+    source: str
+    model_name: str
+    engine: str
+    requests_running: int
+    requests_waiting: int
+    kv_cache_usage_ratio: float
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+    preempted_requests: int
+    finished: dict[str, int]
+    ttft_seconds: DistributionAnswer
+    time_per_output_token_seconds: DistributionAnswer
+    e2e_seconds: DistributionAnswer
+    queue_seconds: DistributionAnswer
+
+
+class CoverageAnswer(BaseModel):
+    """Token rows by what became of them; `observed` by phase, then by position class."""
+
+    observed: Observed
+    prefix_cached: int
+    lost: int
+    recomputed: int
+
+
+class SourceCoverageAnswer(CoverageAnswer):
+    """Coverage of one engine since its boot."""
+
+    source: str
+    steps: int
+    requests: int
+
+
+class StatusAnswer(BaseModel):
+    """Everything but the layers."""
+
+    version: str
+    schema_version: int
+    ready: bool
+    reasons: list[str]
+    sources: list[SourceAnswer]
+    frames_refused: dict[str, int]
+    serving: list[ServingAnswer]
+    coverage: list[SourceCoverageAnswer]
+
+
+class SignalAnswer(BaseModel):
+    """What a layer signal is, and under which name Prometheus has it."""
+
+    id: str
+    formula: str
+    metric: str
+    unit: str
+    help: str
+    normal: str
+    change: str
+
+
+class LayerStat(BaseModel):
+    """One signal over the rows of one population at one layer, since the boot of the source.
+
+    log_mean, log_std: of the natural logarithm. window_*: over the last closed 10 s.
+    """
+
+    mean: float
+    log_mean: float
+    log_std: float
+    window_min: float | None
+    window_max: float | None
+
+
+class LayerRow(BaseModel):
+    """One layer and population; `rows` counts the token rows behind the statistics."""
+
+    source: str
+    model_name: str
+    engine: str
+    layer: int
+    phase: Phase
+    position: Position
+    rows: int
+    signals: dict[str, LayerStat]
+
+
+class NonfiniteAnswer(BaseModel):
+    """NaN and Inf elements seen in the residual stream after a layer."""
+
+    source: str
+    layer: int
+    values: int
+
+
+class LayersAnswer(BaseModel):
+    """All layers of all engines, populations without rows left out."""
+
+    signals: list[SignalAnswer]
+    rows: list[LayerRow]
+    nonfinite: list[NonfiniteAnswer]
+
+
+class SignalSums(BaseModel):
+    """One signal of one request, per layer: raw sums over its rows, and the mean they make."""
+
+    sum: list[float]
+    log_sum: list[float]
+    log_square_sum: list[float]
+    min: list[float | None]
+    max: list[float | None]
+    mean: list[float | None]
+
+
+class FinishedAnswer(BaseModel):
+    """What the front end saw of a request; times in seconds."""
+
+    id: str
+    reason: str
+    end_ns: int
+    e2e: float
+    queue: float
+    prefill: float
+    decode: float
+    time_per_output_token: float
+    prompt_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+
+
+class RequestAnswer(BaseModel):
+    """One finished request. Per population: `rows` per layer, and each signal's sums."""
+
+    id: str
+    source: str
+    start_ns: int
+    end_ns: int
+    num_prompt_tokens: int
+    coverage: CoverageAnswer
+    layers: list[int]
+    populations: dict[str, dict[str, list[int] | SignalSums]]
+    nonfinite: list[int]
+    serving: FinishedAnswer | None
+
+
+class RequestsAnswer(BaseModel):
+    """Finished requests, latest first."""
+
+    requests: list[RequestAnswer]
+
+
+def ready_answer(snapshot: Snapshot) -> ReadyAnswer:
+    """Readiness at one moment."""
+    found = reasons(snapshot)
+    return ReadyAnswer(ready=not found, reasons=found)
+
+
+def status_answer(snapshot: Snapshot) -> StatusAnswer:
+    """The state of every source, and ordinary stats."""
+    ready = ready_answer(snapshot)
+    return StatusAnswer(
+        version=sidecar.__version__,
+        schema_version=SCHEMA,
+        ready=ready.ready,
+        reasons=ready.reasons,
+        sources=[_source(view, snapshot.now_ns) for view in snapshot.sources],
+        frames_refused=snapshot.refused,
+        serving=[
+            _serving(view.name, totals) for view in snapshot.sources for totals in view.serving
+        ],
+        coverage=[
+            _source_coverage(view.name, view.totals)
+            for view in snapshot.sources
+            if view.totals is not None
+        ],
+    )
+
+
+def layers_answer(snapshot: Snapshot) -> LayersAnswer:
+    """Every layer's statistics."""
+    views = [(view, view.totals) for view in snapshot.sources if view.totals is not None]
+    return LayersAnswer(
+        signals=list(_signals()),
+        rows=[row for view, totals in views for row in _layer_rows(view, totals)],
+        nonfinite=[
+            NonfiniteAnswer(source=view.name, layer=layer, values=values)
+            for view, totals in views
+            for layer, values in zip(totals.layers, totals.moments.nonfinite.tolist(), strict=True)
+        ],
+    )
+
+
+def requests_answer(measured: Sequence[Measured]) -> RequestsAnswer:
+    """Finished requests with the raw sums of every layer."""
+    return RequestsAnswer(requests=[_request(each) for each in measured])
+
+
+def _source(view: SourceView, now_ns: int) -> SourceAnswer:
+    status = view.status or _NO_STATUS
+    return SourceAnswer(
+        source=view.name,
+        role=view.source.role,
+        state=status.state if view.status else None,
+        reason=status.reason if view.status else "",
+        detail=status.detail,
+        boot=view.boot,
+        last_frame_age_seconds=max(0, now_ns - view.heard_ns) / 1e9 if view.heard_ns else None,
+        frames_sent=view.tally.sent,
+        frames_received=view.tally.received,
+        frames_lost=losses(view),
+        model_name=status.model_name,
+        vllm_version=status.vllm_version,
+        runner=status.runner,
+        dtype=status.dtype,
+        num_layers=status.num_layers,
+        dead_layers=status.dead_layers,
+        errors=status.errors,
+        fingerprint=status.fingerprint,
+    )
+
+
+def _serving(source: str, totals: ServingTotals) -> ServingAnswer:
+    return ServingAnswer(
+        source=source,
+        model_name=totals.model_name,
+        engine=str(totals.engine),
+        requests_running=totals.running,
+        requests_waiting=totals.waiting,
+        kv_cache_usage_ratio=totals.kv_cache_usage,
+        prompt_tokens=totals.prompt_tokens,
+        generated_tokens=totals.generated_tokens,
+        cached_tokens=totals.cached_tokens,
+        preempted_requests=totals.preempted,
+        finished=totals.finished,
+        ttft_seconds=_distribution(totals.first_token),
+        time_per_output_token_seconds=_distribution(totals.output_token),
+        e2e_seconds=_distribution(totals.e2e),
+        queue_seconds=_distribution(totals.queue),
+    )
+
+
+def _distribution(held: Distribution) -> DistributionAnswer:
+    return DistributionAnswer(count=held.num_values, mean=held.mean)
+
+
+def _observed(coverage: Coverage) -> Observed:
+    observed: Observed = {phase: {} for phase in Phase}
+    for (phase, position), rows in zip(POPULATIONS, coverage.observed, strict=True):
+        observed[phase][position] = rows
+    return observed
+
+
+def _coverage(coverage: Coverage) -> CoverageAnswer:
+    return CoverageAnswer(
+        observed=_observed(coverage),
+        prefix_cached=coverage.prefix_cached,
+        lost=coverage.lost,
+        recomputed=coverage.recomputed,
+    )
+
+
+def _source_coverage(source: str, totals: LayerTotals) -> SourceCoverageAnswer:
+    return SourceCoverageAnswer(
+        source=source,
+        steps=totals.num_steps,
+        requests=totals.num_requests,
+        **_coverage(totals.coverage).model_dump(),
+    )
+
+
+def _signals() -> Iterator[SignalAnswer]:
+    for signal in LAYER_SIGNALS:
+        metric = SUMMARY_OF[signal.id]
+        yield SignalAnswer(
+            id=signal.id,
+            formula=signal.formula,
+            metric=metric.name,
+            unit=metric.unit,
+            help=metric.help,
+            normal=metric.normal,
+            change=metric.change,
+        )
+
+
+def _layer_rows(view: SourceView, totals: LayerTotals) -> Iterator[LayerRow]:
+    counts = totals.moments.count
+    window = totals.window
+    if window is None:
+        window = np.full_like(totals.moments.extremes, np.nan)
+    model_name = view.status.model_name if view.status else ""
+    for index, layer in enumerate(totals.layers):
+        for population, (phase, position) in enumerate(POPULATIONS):
+            rows = int(counts[population, index])
+            if not rows:
+                continue
+            cell = (population, index)
+            stats = zip(_SIGNAL_IDS, totals.moments.sums[cell], window[cell], strict=True)
+            yield LayerRow(
+                source=view.name,
+                model_name=model_name,
+                engine=str(view.source.dp),
+                layer=layer,
+                phase=phase,
+                position=position,
+                rows=rows,
+                signals={name: _layer_stat(rows, sums, ends) for name, sums, ends in stats},
+            )
+
+
+def _layer_stat(rows: int, sums: NDArray[np.float64], ends: NDArray[np.float32]) -> LayerStat:
+    mean, log_mean, log_square_mean = (sums / rows).tolist()
+    smallest, largest = ends.tolist()
+    return LayerStat(
+        mean=mean,
+        log_mean=log_mean,
+        log_std=math.sqrt(max(0.0, log_square_mean - log_mean * log_mean)),
+        window_min=_known(smallest),
+        window_max=_known(largest),
+    )
+
+
+def _request(measured: Measured) -> RequestAnswer:
+    request = measured.request
+    moments = Arrays.unpack(request.moments, len(measured.layers))
+    return RequestAnswer(
+        id=request.id,
+        source=measured.source,
+        start_ns=request.start_ns,
+        end_ns=request.end_ns,
+        num_prompt_tokens=request.num_prompt_tokens,
+        coverage=_coverage(request.coverage),
+        layers=list(measured.layers),
+        populations={
+            f"{phase}/{position}": _population(moments, population)
+            for population, (phase, position) in enumerate(POPULATIONS)
+            if moments.count[population].any()
+        },
+        nonfinite=moments.nonfinite.tolist(),
+        serving=_finished(measured.serving),
+    )
+
+
+def _population(moments: Arrays, population: int) -> dict[str, list[int] | SignalSums]:
+    rows = moments.count[population]
+    answer: dict[str, list[int] | SignalSums] = {"rows": rows.tolist()}
+    for signal, name in enumerate(_SIGNAL_IDS):
+        sums = moments.sums[population, :, signal]
+        ends = moments.extremes[population, :, signal]
+        answer[name] = SignalSums(
+            sum=sums[:, 0].tolist(),
+            log_sum=sums[:, 1].tolist(),
+            log_square_sum=sums[:, 2].tolist(),
+            min=[_known(value) for value in ends[:, 0].tolist()],
+            max=[_known(value) for value in ends[:, 1].tolist()],
+            mean=[
+                total / count if count else None
+                for total, count in zip(sums[:, 0].tolist(), rows.tolist(), strict=True)
+            ],
+        )
+    return answer
+
+
+def _finished(done: Finished | None) -> FinishedAnswer | None:
+    if done is None:
+        return None
+    return FinishedAnswer(**{name: getattr(done, name) for name in done.__struct_fields__})
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

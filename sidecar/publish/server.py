@@ -1,0 +1,110 @@
+"""Two uvicorn servers in one process and one event loop, from sockets bound beforehand.
+
+Guarantees: a port or socket that cannot be had is one sentence before anything starts; one line
+on stdout says that all is up and where; SIGTERM and SIGINT end everything within five seconds and
+leave no socket file behind.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import uvicorn
+from fastapi import FastAPI
+
+from sidecar.config import PREFIX, ExporterConfig
+from sidecar.errors import ConfigError
+from sidecar.publish.app import create_api_app, create_metrics_app, create_state
+
+_GRACE_SECONDS: Final = 2
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(config: ExporterConfig) -> int:
+    """Serve until told to stop by a signal; 0, the exit status.
+
+    Raises ConfigError when a port cannot be had, ChannelError when the socket cannot. Only the
+    main thread can call this: signals go there.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with contextlib.ExitStack() as stack:
+        metrics = stack.enter_context(_listen("metrics", config.metrics_host, config.metrics_port))
+        api = stack.enter_context(_listen("api", config.api_host, config.api_port))
+        state = create_state(config)
+        stack.callback(state.intake.stop)
+        state.intake.start()
+        ready = (
+            f"sidecar ready: metrics {_url(metrics)}/metrics api {_url(api)}/v1/status "
+            f"socket {config.socket}\n"
+        )
+        seats = [_Seat(create_metrics_app(state), metrics), _Seat(create_api_app(state), api)]
+        asyncio.run(_run(seats, ready))
+    return 0
+
+
+class _Seat(NamedTuple):
+    app: FastAPI
+    listener: socket.socket
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals alone: of two, only the later one would see them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(seats: Sequence[_Seat], ready: str) -> None:
+    servers = [_Server(_settings(seat.app)) for seat in seats]
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, _stop, servers)
+    pairs = zip(servers, seats, strict=True)
+    running = asyncio.gather(*(server.serve([seat.listener]) for server, seat in pairs))
+    while not running.done() and not all(server.started for server in servers):
+        await asyncio.sleep(0.01)
+    if not running.done():
+        sys.stdout.write(ready)
+        sys.stdout.flush()
+    await running
+
+
+def _settings(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        lifespan="off",
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        ws="none",
+    )
+
+
+def _stop(servers: Sequence[uvicorn.Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _listen(name: str, host: str, port: int) -> socket.socket:
+    key = f"{PREFIX}{name.upper()}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; set another "
+            f"{key}_PORT or {key}_HOST"
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

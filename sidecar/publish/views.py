@@ -1,0 +1,110 @@
+"""The routes: /metrics, health and the landing page on one port, /v1 on the other.
+
+Guarantees: /healthz runs on the event loop and reads nothing, so no rendering can delay it; every
+other route runs in the thread pool, so no rendering can delay the loop.
+"""
+
+import gzip
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+from prometheus_client.exposition import gzip_accepted
+from pydantic import BaseModel
+from starlette.responses import Response
+
+import sidecar
+from sidecar.fold.requests import MAX_REQUESTS
+from sidecar.publish import answers
+from sidecar.publish.problems import Problem, Unanswerable
+from sidecar.publish.state import Shared
+
+health = APIRouter(tags=["health"])
+metrics = APIRouter(tags=["metrics"])
+api = APIRouter(prefix="/v1", tags=["api"])
+
+_PAGE: Final = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>llm-internals-sidecar</title></head>
+<body><h1>llm-internals-sidecar {sidecar.__version__}</h1>
+<p>Model-internal telemetry of the LLM engine beside this process.</p>
+<ul>
+<li><a href="/metrics">/metrics</a>: Prometheus exposition</li>
+<li><a href="/healthz">/healthz</a>: this process lives</li>
+<li><a href="/readyz">/readyz</a>: is the telemetry to be trusted, and if not, why</li>
+</ul>
+<p>On the API port: /v1/status, /v1/layers, /v1/requests.</p>
+</body></html>
+"""
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@health.get("/healthz", response_class=Response)
+async def healthz() -> Response:
+    """Say that the process lives."""
+    return Response("ok\n", media_type="text/plain")
+
+
+@health.get("/readyz", response_model=answers.ReadyAnswer)
+def readyz(state: Shared) -> Response:
+    """Say whether the telemetry is to be trusted: 200 or 503, with every reason why not."""
+    answer = answers.ready_answer(state.intake.get())
+    return _json(answer, 200 if answer.ready else 503)
+
+
+@metrics.get("/", response_class=HTMLResponse)
+async def landing() -> HTMLResponse:
+    """Link to what is served."""
+    return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
+
+
+@metrics.get("/metrics", response_class=Response)
+def exposition(request: Request, state: Shared) -> Response:
+    """Render all families, in the format and encoding that the client accepts."""
+    accept = request.headers.get("accept", "")
+    body, content_type = state.exposition.render(state.intake.get(), accept)
+    headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+    if gzip_accepted(request.headers.get("accept-encoding", "")):
+        # Level 1 halves the CPU of a scrape and costs an eighth more bytes than level 6.
+        body = gzip.compress(body, compresslevel=1, mtime=0)
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, headers=headers)
+
+
+@api.get("/status", response_model=answers.StatusAnswer)
+def status(state: Shared) -> Response:
+    """Tell the state of every source, and ordinary stats."""
+    return _json(answers.status_answer(state.intake.get()))
+
+
+@api.get("/layers", response_model=answers.LayersAnswer)
+def layers(state: Shared) -> Response:
+    """Tell every layer's statistics since the boot of its engine."""
+    return _json(answers.layers_answer(state.intake.get()))
+
+
+@api.get("/requests", response_model=answers.RequestsAnswer)
+def requests(state: Shared, limit: Annotated[int, Query(ge=1, le=MAX_REQUESTS)] = 100) -> Response:
+    """Tell the latest finished requests, latest first."""
+    return _json(answers.requests_answer(state.intake.requests(limit)))
+
+
+@api.get(
+    "/requests/{request_id:path}",
+    response_model=answers.RequestsAnswer,
+    responses={404: {"model": Problem}},
+)
+def request_by_id(state: Shared, request_id: str) -> Response:
+    """Tell a finished request by engine id or client id: one per rank and per completion."""
+    found = state.intake.find(request_id)
+    if not found:
+        detail = f"no finished request {request_id!r} among the last {MAX_REQUESTS}"
+        raise Unanswerable(404, detail, "GET /v1/requests lists the ids known")
+    return _json(answers.requests_answer(found))
+
+
+def _json(answer: BaseModel, status_code: int = 200) -> Response:
+    # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
+    return Response(answer.model_dump_json(), status_code, media_type="application/json")

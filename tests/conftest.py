@@ -1,0 +1,12 @@
+"""What every test starts from: an environment without a word about the sidecar."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_sidecar_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SIDECAR_"):
+            monkeypatch.delenv(name)

@@ -1,0 +1,54 @@
+"""Servers shared by the end-to-end tests. Each starts on first use and serves all tests after."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Stack, serving
+from tests.e2e.prompts import Prompts
+
+
+@pytest.fixture(scope="session")
+def prompts() -> Prompts:
+    """Prompts cut from real text, as token ids."""
+    return Prompts()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the servers of this session keep their logs and sockets."""
+    return tmp_path_factory.mktemp("e2e")
+
+
+@pytest.fixture(scope="session")
+def float32(folder: Path) -> Iterator[Stack]:
+    """A compiled float32 server with the tap on."""
+    yield from serving(Stack(folder / "fp32", dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def bfloat16(folder: Path) -> Iterator[Stack]:
+    """A compiled bfloat16 server with the tap on: what `make run` serves."""
+    yield from serving(Stack(folder / "bf16"))
+
+
+@pytest.fixture(scope="session")
+def untapped(folder: Path) -> Iterator[Stack]:
+    """The same server with the package installed and the tap off."""
+    yield from serving(Stack(folder / "off", tap=False))
+
+
+@pytest.fixture
+def launch(folder: Path) -> Iterator[Callable[..., Stack]]:
+    """Start servers of one test's own; they end with it."""
+    stacks: list[Stack] = []
+
+    def start(name: str, **options: object) -> Stack:
+        stack = Stack(folder / name, **options)  # type: ignore[arg-type]
+        stacks.append(stack)
+        return stack.start()
+
+    yield start
+    for stack in stacks:
+        stack.stop()

@@ -1,0 +1,134 @@
+"""Right request: in a crowd, every request is measured as if it were served alone."""
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.e2e.compare import between_records
+from tests.e2e.harness import Stack, wait_for
+from tests.e2e.prompts import Prompts
+
+pytestmark = pytest.mark.e2e
+
+NUM_REQUESTS = 64
+ABORTED = range(3, NUM_REQUESTS, 8)
+SHARED = 256  # tokens that the prompts of a family have in common: two KV blocks on a CPU
+
+
+def _crowd(prompts: Prompts) -> list[dict[str, Any]]:
+    """64 requests of different lengths; every fourth one shares its beginning with family."""
+    lengths = [random.Random(5).randrange(2, 300) for _ in range(NUM_REQUESTS)]
+    plain = prompts.cut(lengths, seed=5)
+    trunk = prompts.cut([SHARED], seed=6)[0]
+    return [
+        {
+            "prompt": trunk + prompt[:60] if number % 4 == 0 else prompt,
+            "max_tokens": 4 + number % 29,
+            "request_id": f"crowd{number}",
+            "cache_salt": "family" if number % 4 == 0 else f"own{number}",
+        }
+        for number, prompt in enumerate(plain)
+    ]
+
+
+def _serve_together(stack: Stack, calls: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Serve `calls` at once, some of them hung up on midway; returns the survivors."""
+
+    def serve(number: int) -> dict[str, Any] | None:
+        call = calls[number]
+        if number in ABORTED:
+            stack.abort(call["prompt"], 500, 3, call["request_id"])
+            return None
+        return stack.complete(**call)
+
+    # The trunk goes first, so that its family finds it in the cache.
+    trunk = calls[0]["prompt"][:SHARED]
+    stack.complete([*trunk, 1], 1, "trunk", cache_salt="family")
+    with ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        replies = list(pool.map(serve, range(NUM_REQUESTS)))
+    return {number: reply for number, reply in enumerate(replies) if reply is not None}
+
+
+def _serve_alone(stack: Stack, call: dict[str, Any], number: int) -> dict[str, Any]:
+    """Serve one call of the crowd with nobody else there, and the same part of it cached."""
+    salt = f"alone{number}"
+    if call["cache_salt"] == "family":
+        stack.complete([*call["prompt"][:SHARED], 1], 1, f"trunk{number}", cache_salt=salt)
+    return stack.complete(**call | {"request_id": f"alone{number}", "cache_salt": salt})
+
+
+def _settled(stack: Stack) -> dict[str, Any]:
+    """Coverage of the engine, once nothing runs any more."""
+
+    def counts() -> list[Any]:
+        status = stack.status()
+        return [status["coverage"], [s["requests_running"] for s in status["serving"]]]
+
+    def is_still() -> bool:
+        before = counts()
+        return wait_for(lambda: True, "pause", 1) and sum(before[1]) == 0 and before == counts()
+
+    wait_for(is_still, "the engine is idle", 30, every=0.7)
+    return stack.status()["coverage"][0]
+
+
+def test_a_crowd_is_measured_like_each_request_alone(float32: Stack, prompts: Prompts) -> None:
+    """Of 64 concurrent requests, chunked, cached and aborted, each survivor keeps its numbers."""
+    calls = _crowd(prompts)
+    together = _serve_together(float32, calls)
+    worst = 0.0
+    for number, reply in together.items():
+        alone = _serve_alone(float32, calls[number], number)
+        assert alone["tokens"] == reply["tokens"]
+        crowd_record, alone_record = float32.record(reply["id"]), float32.record(alone["id"])
+        assert crowd_record["coverage"] == alone_record["coverage"]
+        worst = max(worst, between_records(crowd_record, alone_record))
+
+    assert len(together) == NUM_REQUESTS - len(ABORTED)
+    assert worst < 1e-5
+
+
+def test_every_token_is_counted_once(float32: Stack, prompts: Prompts) -> None:
+    """Observed and cached tokens of a request are its tokens; totals are the sum of requests."""
+    before = _settled(float32)
+    known = {record["id"] for record in float32.requests()}
+    calls = [call | {"cache_salt": call["cache_salt"] + "2"} for call in _crowd(prompts)]
+    together = _serve_together(float32, calls)
+    after = _settled(float32)
+
+    for reply in together.values():
+        coverage = float32.record(reply["id"])["coverage"]
+        computed = reply["prompt_tokens"] + len(reply["tokens"]) - 1
+        assert coverage["prefix_cached"] == reply["cached"]
+        assert _observed(coverage) == computed - reply["cached"]
+        assert coverage["lost"] == 0
+    new = [r["coverage"] for r in float32.requests() if r["id"] not in known]
+    assert any(c["prefix_cached"] for c in new)
+    for field in ("prefix_cached", "lost", "recomputed"):
+        assert sum(c[field] for c in new) == after[field] - before[field]
+    assert sum(map(_observed, new)) == _observed(after) - _observed(before)
+    assert len(new) == after["requests"] - before["requests"]
+
+
+def test_rows_given_to_a_neighbour_are_caught(
+    launch: Callable[..., Stack], prompts: Prompts
+) -> None:
+    """The comparison above fails when rows are attributed in another order than the batch's."""
+    wrong = launch("swapped", dtype="float32", args=("--enforce-eager",), sabotage="swapped_rows")
+    calls = [
+        {"prompt": prompt, "max_tokens": 12, "request_id": f"swap{number}"}
+        for number, prompt in enumerate(prompts.cut([40, 80, 120, 160], seed=8))
+    ]
+    together = wrong.complete_all([call | {"cache_salt": "together"} for call in calls])
+    alone = [_serve_alone(wrong, call | {"cache_salt": ""}, n) for n, call in enumerate(calls)]
+
+    coverage = [wrong.record(reply["id"])["coverage"] for reply in together]
+    expected = [wrong.record(reply["id"])["coverage"] for reply in alone]
+    assert coverage != expected
+
+
+def _observed(coverage: dict[str, Any]) -> int:
+    return sum(sum(by_place.values()) for by_place in coverage["observed"].values())

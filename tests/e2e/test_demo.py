@@ -1,0 +1,111 @@
+"""`sidecar demo` itself: the one command of the README, on the real server."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.demo.footprint import Running, family, left_of
+from tests.e2e.harness import MODEL, ROOT, free_port, get_json, get_text, wait_for
+
+pytestmark = pytest.mark.e2e
+
+START_SECONDS = 400
+
+
+class Demo:
+    """The command, with its output in a file and its temporary files in a folder."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.output = folder / "output"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.port, self.metrics_port, self.api_port = free_port(), free_port(), free_port()
+        ports = (self.port, self.metrics_port, self.api_port)
+        names = ("--port", "--metrics-port", "--api-port")
+        options = [word for pair in zip(names, map(str, ports), strict=True) for word in pair]
+        environ = {**os.environ, "TMPDIR": str(self.temporary)}
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sidecar", "demo", *options, *arguments],
+                cwd=ROOT,
+                env=environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def wait_for_requests(self) -> set[Running]:
+        """The processes that run once requests do."""
+        wait_for(
+            lambda: self.process.poll() is not None or "served" in self.text,
+            "traffic",
+            START_SECONDS,
+        )
+        assert self.process.poll() is None, self.text
+        return family(self.process.pid)
+
+    def check_gone(self, earlier: set[Running]) -> None:
+        """None of these processes runs any more, and no temporary file is left."""
+        assert left_of(earlier) == []
+        assert list(self.temporary.iterdir()) == []
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Demo]]:
+    """Starts demos, and ends those that a failed test left running."""
+    # Short, for the demo falls back to /tmp where a socket's path would grow too long.
+    folder = Path(tempfile.mkdtemp(prefix="d-", dir="/tmp"))
+    started: list[Demo] = []
+
+    def start(*arguments: str) -> Demo:
+        started.append(Demo(folder, *arguments))
+        return started[-1]
+
+    yield start
+    for demo in started:
+        demo.process.send_signal(signal.SIGTERM)
+        demo.process.wait(60)
+    shutil.rmtree(folder)
+
+
+def test_the_demo_shows_a_live_tap_at_every_layer(start: Callable[..., Demo]) -> None:
+    """From one command: every layer in the table, the tap live, requests served, exit 0."""
+    demo = start("--seconds", "15")
+    processes = demo.wait_for_requests()
+    assert demo.process.wait(60) == 0, demo.text
+    last_table = demo.text[demo.text.rindex("tap: ") :]
+    assert last_table.startswith("tap: live (engine-dp0-pp0-tp0)")
+    rows = [line.split() for line in last_table.splitlines() if line[:5].strip().isdigit()]
+    num_layers = json.loads((MODEL / "config.json").read_text())["num_hidden_layers"]
+    assert [row[0] for row in rows] == [str(layer) for layer in range(num_layers)]
+    assert all(float(figure) > 0 for row in rows for figure in (*row[1:3], *row[4:]))
+    served, failed = (int(last_table.partition("requests: ")[2].split()[place]) for place in (0, 2))
+    assert served > 5
+    assert failed == 0
+    demo.check_gone(processes)
+
+
+def test_ctrl_c_ends_the_real_servers(start: Callable[..., Demo]) -> None:
+    """While requests run, the URLs it printed answer; Ctrl-C then ends vLLM and all its workers."""
+    demo = start()
+    processes = demo.wait_for_requests()
+    assert len(processes) >= 5  # the demo, the sidecar, and vLLM's front end, engine and worker
+    assert "llm_internals_build_info{" in get_text(f"http://127.0.0.1:{demo.metrics_port}/metrics")
+    wait_for(
+        lambda: get_json(f"http://127.0.0.1:{demo.api_port}/v1/status")["ready"], "ready", 30.0
+    )
+    os.killpg(demo.process.pid, signal.SIGINT)  # what a terminal does
+    assert demo.process.wait(30) == 0, demo.text
+    demo.check_gone(processes)

@@ -1,0 +1,196 @@
+"""Stand-ins with simple, exact behaviour: a source, a clock and an inbox."""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from sidecar.fold.reducer import Limits, Reducer
+from sidecar.wire.frame import (
+    NUM_EXTREMES,
+    NUM_POPULATIONS,
+    NUM_POWERS,
+    NUM_SIGNALS,
+    Arrays,
+    Body,
+    Coverage,
+    Finished,
+    Frame,
+    Header,
+    Layers,
+    Request,
+    Serving,
+    Source,
+    Status,
+    pack,
+    unpack,
+)
+
+SECOND = 10**9
+NOW = 1_790_000_000 * SECOND  # the start of a window of 10 s
+STALE_SECONDS = 30
+LIMITS = Limits(stale_ns=STALE_SECONDS * SECOND, max_age_ns=10 * SECOND)
+ENGINE = Source("engine")
+FRONTEND = Source("frontend")
+
+
+class FakeSource:
+    """A source that numbers its frames as `wire.channel.Sender` does, and loses what it is told."""
+
+    def __init__(self, source: Source = ENGINE, boot: str = "boot-one") -> None:
+        self.source = source
+        self.boot = boot
+        self.num_sent = 0
+        self.num_dropped = 0
+
+    def frame(self, body: Body, t_ns: int = NOW) -> Frame:
+        """The next frame, as it comes out of the wire."""
+        self.num_sent += 1
+        header = Header(self.boot, self.source, self.num_sent, t_ns, 0, self.num_dropped)
+        return unpack(pack(Frame(header, body)))
+
+    def drop(self) -> None:
+        """The next frame is dropped by the sender, and counted by it."""
+        self.num_sent += 1
+        self.num_dropped += 1
+
+    def lose(self) -> None:
+        """The next frame is handed over and never arrives."""
+        self.num_sent += 1
+
+
+class FakeClock:
+    """A clock in nanoseconds that moves when told to."""
+
+    def __init__(self, now_ns: int = NOW) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += int(seconds * SECOND)
+
+
+class Ticking:
+    """A stopwatch on which every reading is a quarter of a millisecond after the one before."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 0.00025
+        return self.seconds
+
+
+class FakeInbox:
+    """Messages in order; an exception in their place is raised."""
+
+    def __init__(self, messages: Sequence[bytes | Exception] = ()) -> None:
+        self.messages = deque(messages)
+        self.closed = False
+
+    def receive(self, timeout_seconds: float) -> bytes | None:
+        if not self.messages:
+            return None
+        message = self.messages.popleft()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def moments(num_layers: int, scale: float = 1.0, rows: Sequence[int] = (4, 60, 0, 8)) -> Arrays:
+    """Exact, different numbers in every cell; all are sums of powers of two."""
+    made = Arrays.zeros(num_layers)
+    made.count[:] = np.array(rows, np.uint64)[:, None]
+    cells = np.arange(made.sums.size, dtype=np.float64).reshape(made.sums.shape)
+    made.sums[:] = (scale * (1.0 + cells / 256)) * (made.count > 0)[..., None, None]
+    shape = (NUM_POPULATIONS, num_layers, NUM_SIGNALS, NUM_EXTREMES)
+    ends = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 64 * np.float32(scale)
+    made.extremes[:] = np.where(made.count[..., None, None] > 0, ends, np.nan)
+    made.nonfinite[:] = np.arange(num_layers, dtype=np.uint64)
+    assert made.sums.shape[-1] == NUM_POWERS
+    return made
+
+
+def layers(
+    num_layers: int = 3,
+    scale: float = 1.0,
+    rows: Sequence[int] = (4, 60, 0, 8),
+    first_layer: int = 0,
+    num_steps: int = 7,
+) -> Layers:
+    """Totals of an engine."""
+    return Layers(
+        list(range(first_layer, first_layer + num_layers)),
+        num_steps,
+        2,
+        Coverage(list(rows), prefix_cached=16, lost=1, recomputed=3),
+        moments(num_layers, scale, rows).pack(),
+    )
+
+
+def live(model_name: str = "tiny") -> Status:
+    """A tap that works."""
+    return Status(
+        "live",
+        errors={"pump": 2},
+        model_name=model_name,
+        vllm_version="0.32.0",
+        runner="v1",
+        dtype="bfloat16",
+        fingerprint="f00d",
+        num_layers=3,
+    )
+
+
+def finished(client_id: str = "cmpl-1-0", reason: str = "stop", end_ns: int = NOW) -> Finished:
+    """The front end's half of a request of 64 prompt and 9 generated tokens."""
+    return Finished(client_id, reason, end_ns, 2.0, 0.25, 0.5, 1.0, 0.125, 64, 9, 16)
+
+
+def serving(*done: Finished, engine: int = 0, model_name: str = "tiny") -> Serving:
+    """Ordinary stats with these newly finished requests."""
+    first = [0.5] * len(done)
+    return Serving(model_name, engine, 640, 90, 160, 1, 3, 2, 0.25, first, list(done))
+
+
+def request(
+    internal_id: str = "cmpl-1-0-0badcafe", num_layers: int = 3, end_ns: int = NOW
+) -> Request:
+    """The engine's half of a request."""
+    covered = Coverage([4, 60, 0, 8], prefix_cached=16)
+    return Request(
+        internal_id, end_ns - SECOND, end_ns, 64, covered, moments(num_layers, 0.5).pack()
+    )
+
+
+def reduced(*frames: Frame, now_ns: int = NOW) -> Reducer:
+    """A reducer that read `frames` at once."""
+    reducer = Reducer(LIMITS)
+    for frame in frames:
+        reducer.update(frame, now_ns)
+    return reducer
+
+
+def everything() -> Reducer:
+    """Two stages of an engine, two front ends, losses and refusals; as of NOW + 10 s."""
+    then, now = NOW, NOW + 10 * SECOND
+    reducer = Reducer(LIMITS)
+    stages = [FakeSource(Source("engine", 0, stage), f"boot-000{stage}") for stage in range(2)]
+    for t_ns in (then, now):
+        for first_layer, stage in enumerate(stages):
+            stage.drop()
+            for body in (live(), layers(2, first_layer=2 * first_layer)):
+                reducer.update(stage.frame(body, t_ns), t_ns + SECOND // 8)
+            stage.lose()
+    frontend, refused = FakeSource(FRONTEND), FakeSource(Source("frontend", 1), "boot-9999")
+    reducer.update(frontend.frame(serving(finished("a"), finished("b", "length")), now), now)
+    verdict = Status("refused", "release", "vLLM 9.9 is not known; use 0.33", model_name="tiny")
+    reducer.update(refused.frame(verdict, now), now)
+    for _ in range(3):
+        reducer.refuse("schema", now)
+    return reducer

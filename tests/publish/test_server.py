@@ -1,0 +1,254 @@
+"""The real thing: `python -m sidecar serve`, fed by a real sender, read over HTTP."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.wire.channel import Sender
+from sidecar.wire.frame import Body, Source
+from sidecar.wire.synthetic import SyntheticEngine
+
+READY = re.compile(r"sidecar ready: metrics (\S+)/metrics api (\S+)/v1/status socket (\S+)\n")
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+class Served:
+    """One sidecar process, on ports of its own choice."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "sidecar", "serve", "--socket", str(path)]
+        command += ["--metrics-host", "127.0.0.1", "--metrics-port", "0", "--api-port", "0"]
+        self.process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        ready = READY.fullmatch(line)
+        if ready is None:
+            self.process.kill()
+            raise AssertionError(line + self.process.communicate(timeout=10)[1])
+        self.metrics_url, self.api_url, told = ready.groups()
+        assert told == str(path)
+
+    def get(self, url: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def status(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.get(f"{self.api_url}/v1/status")[1])
+        return read
+
+    def samples(self) -> dict[tuple[str, ...], float]:
+        text = self.get(f"{self.metrics_url}/metrics")[1]
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=10)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "i.sock"
+
+
+@pytest.fixture
+def serve(path: Path) -> Iterator[Callable[..., Served]]:
+    """Start sidecars; they end with the test, however it ends."""
+    with contextlib.ExitStack() as running:
+
+        def start(*options: str) -> Served:
+            made = Served(path, *options)
+            running.callback(made.close)
+            return made
+
+        yield start
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served]) -> Served:
+    return serve("--stale-seconds", "3")
+
+
+def refused(*options: str) -> str:
+    """The one line that a sidecar which cannot start leaves on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar", "serve", *options],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sidecar: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_frames_become_metrics_and_go_when_their_engine_does(served: Served, path: Path) -> None:
+    """From a real sender to /metrics and the API; three seconds after its end nothing is left."""
+    engine = SyntheticEngine()
+    tap, frontend = Sender(path, Source("engine")), Sender(path, Source("frontend"))
+    eventually(lambda: tap.send(engine.status()))
+    eventually(lambda: frontend.send(engine.serving(time.time_ns())))
+    for body in (engine.step(), engine.requests(2, time.time_ns()), engine.status()):
+        assert tap.send(body)
+    assert frontend.send(engine.serving(time.time_ns()))
+    handed_over = [sender.num_sent - sender.num_dropped for sender in (tap, frontend)]
+    eventually(lambda: [s["frames_received"] for s in served.status()["sources"]] == handed_over)
+    assert served.get(f"{served.metrics_url}/readyz")[0] == 200
+    at = ("synthetic", "0", "5", "prefill", "rest")
+    found = served.samples()
+
+    assert found["llm_internals_residual_rms_sum", *at] == engine.totals.sums[1, 5, 0, 0]
+    assert found["llm_internals_residual_rms_count", *at] == 60
+    assert found["llm_internals_tap_live", "engine-dp0-pp0-tp0"] == 1
+    assert found["llm_internals_frames_sent_total", "engine-dp0-pp0-tp0"] == tap.num_sent
+    assert found["llm_internals_generated_tokens_total", "synthetic", "0"] == 18
+    listed = json.loads(served.get(f"{served.api_url}/v1/requests?limit=9")[1])["requests"]
+    assert [each["id"] for each in listed] == ["cmpl-2-0-0badcafe", "cmpl-1-0-0badcafe"]
+    assert listed[0]["serving"]["id"] == "cmpl-2-0"
+
+    tap.close()
+    frontend.close()
+    eventually(lambda: not [key for key in served.samples() if "synthetic" in key], 6)
+    code, reply = served.get(f"{served.metrics_url}/readyz")
+    assert code == 503
+    assert "silent for" in json.loads(reply)["reasons"][0]
+    assert served.get(f"{served.metrics_url}/healthz") == (200, "ok\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once_and_leaves_no_socket(
+    served: Served, path: Path, number: int
+) -> None:
+    """Within five seconds, with status 0, also with a client that keeps its connection open."""
+    host, port = served.metrics_url.removeprefix("http://").split(":")
+    assert path.exists()
+    with socket.create_connection((host, int(port))) as idle:
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        started = time.monotonic()
+        code = served.stop(number)
+
+    assert time.monotonic() - started < 5
+    assert code == 0
+    assert not path.exists()
+
+
+def test_health_answers_while_metrics_are_rendered(served: Served, path: Path) -> None:
+    """Large scrapes one after another: /healthz stays far below the second that a probe waits."""
+    engine, stop = SyntheticEngine(num_layers=100), threading.Event()
+    tap = Sender(path, Source("engine"))
+    eventually(lambda: tap.send(engine.status()))
+    bodies: list[Body] = [engine.step(), engine.status()]
+    for body in bodies:
+        tap.send(body)
+
+    def scrape() -> None:
+        while not stop.is_set():
+            served.get(f"{served.metrics_url}/metrics")
+
+    scrapers = [threading.Thread(target=scrape) for _ in range(3)]
+    for scraper in scrapers:
+        scraper.start()
+    slowest = 0.0
+    for _ in range(30):
+        started = time.monotonic()
+        assert served.get(f"{served.metrics_url}/healthz")[0] == 200
+        slowest = max(slowest, time.monotonic() - started)
+    stop.set()
+    for scraper in scrapers:
+        scraper.join()
+    tap.close()
+
+    assert slowest < 0.8
+
+
+def test_a_port_in_use_is_named_with_its_key(path: Path) -> None:
+    """One line, status 2, and the socket is not touched."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        local = ("--socket", str(path), "--metrics-host", "127.0.0.1", "--api-host", "127.0.0.1")
+        metrics = refused(*local, "--metrics-port", port, "--api-port", "0")
+        api = refused(*local, "--metrics-port", "0", "--api-port", port)
+
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in metrics
+    assert "set another SIDECAR_METRICS_PORT or SIDECAR_METRICS_HOST" in metrics
+    assert "set another SIDECAR_API_PORT or SIDECAR_API_HOST" in api
+    assert not path.exists()
+
+
+def test_a_second_sidecar_on_one_socket_is_refused(served: Served, path: Path) -> None:
+    """One line, status 2, and the first one goes on."""
+    ports = ("--metrics-port", "0", "--api-port", "0")
+    message = refused("--socket", str(path), *ports)
+
+    assert f"{path} is owned by another sidecar; stop it, or set another SIDECAR_SOCKET" in message
+    assert path.exists()
+    assert served.get(f"{served.metrics_url}/healthz")[0] == 200
+
+
+def test_a_host_that_does_not_exist_is_named(path: Path) -> None:
+    """The resolver's words, and the key to change."""
+    message = refused(
+        "--socket", str(path), "--api-host", "no-such-host.invalid", "--metrics-port", "0"
+    )
+
+    assert "cannot listen on no-such-host.invalid port 9479" in message
+    assert "SIDECAR_API_HOST" in message
+
+
+def test_a_key_is_demanded_of_every_frame(
+    serve: Callable[..., Served], path: Path, tmp_path: Path
+) -> None:
+    """Unsigned frames are refused, counted and a reason; signed ones are read."""
+    key = tmp_path / "key"
+    key.write_bytes(os.urandom(16).hex().encode())
+    served = serve("--key-file", str(key))
+    stranger = Sender(path, Source("frontend", 7))
+    friend = Sender(path, Source("engine"), key.read_bytes())
+    engine = SyntheticEngine()
+    eventually(lambda: stranger.send(engine.serving()))
+    eventually(lambda: friend.send(engine.status()))
+    eventually(lambda: bool(served.status()["sources"]))
+    eventually(lambda: served.status()["frames_refused"]["mac"] == 1)
+    told = served.status()
+    for sender in (stranger, friend):
+        sender.close()
+
+    assert [source["source"] for source in told["sources"]] == ["engine-dp0-pp0-tp0"]
+    assert "SIDECAR_KEY_FILE" in str(told["reasons"])

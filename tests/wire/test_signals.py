@@ -1,0 +1,71 @@
+"""The one table of everything we publish."""
+
+import re
+
+import pytest
+
+from sidecar.wire.signals import (
+    BY_ID,
+    LAYER_SIGNALS,
+    METRICS,
+    POPULATIONS,
+    SUMMARY_OF,
+    WINDOW_MAX_OF,
+    Kind,
+    Metric,
+    Phase,
+    Position,
+)
+
+each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.id)
+
+
+def test_ids_and_names_are_unique() -> None:
+    """No two families can be mistaken for each other."""
+    assert len(METRICS) == len({metric.id for metric in METRICS}) == len(BY_ID)
+    assert len(METRICS) == len({metric.name for metric in METRICS})
+
+
+@each_metric
+def test_a_name_is_a_legal_one_in_our_namespace(metric: Metric) -> None:
+    """Prefix, lower case, no suffix that Prometheus adds itself."""
+    assert re.fullmatch(r"llm_internals_[a-z0-9_]+", metric.name)
+    assert not re.search(r"_(total|sum|count|bucket|info|created)$", metric.name)
+
+
+@each_metric
+def test_a_name_ends_in_its_unit(metric: Metric) -> None:
+    """OpenMetrics forbids a UNIT line otherwise."""
+    assert metric.name.endswith(metric.unit)
+
+
+@each_metric
+def test_labels_are_legal_and_distinct(metric: Metric) -> None:
+    """No label is doubled, reserved, or one that Prometheus adds itself."""
+    assert len(metric.labels) == len(set(metric.labels))
+    for label in metric.labels:
+        assert re.fullmatch(r"[a-z][a-z_]*", label)
+        assert label not in ("le", "quantile", "job", "instance")
+
+
+@each_metric
+def test_an_operator_is_told_what_to_make_of_it(metric: Metric) -> None:
+    """Help, what is normal and what a change means are sentences."""
+    for text in (metric.help, metric.normal, metric.change):
+        assert text.endswith((".", ")"))
+        assert "\n" not in text
+
+
+def test_every_layer_signal_has_its_families() -> None:
+    """A signal that is measured is published, as sum and count and as an extreme."""
+    ids = {signal.id for signal in LAYER_SIGNALS}
+
+    assert set(SUMMARY_OF) == set(WINDOW_MAX_OF) == ids
+    assert {metric.kind for metric in SUMMARY_OF.values()} == {Kind.SUMMARY}
+    assert {metric.kind for metric in WINDOW_MAX_OF.values()} == {Kind.GAUGE}
+
+
+def test_populations_stand_in_wire_order() -> None:
+    """Index = 2 * (phase is decode) + (position is rest)."""
+    for index, (phase, position) in enumerate(POPULATIONS):
+        assert index == 2 * (phase is Phase.DECODE) + (position is Position.REST)
