@@ -1,0 +1,72 @@
+# One-word commands. `make` lists them; `make run` and `make test` set up what they need.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+# Another Python than the first of python3, python3.13, python3.12, ... : make setup PYTHON=...
+PYTHON ?=
+BIN := .venv/bin
+READY := .venv/.stamp
+PROMTOOL := .tools/bin/promtool
+SOURCES := $(wildcard bench dashboards sidecar tests)
+
+.PHONY: help
+help: ## list these commands
+	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup: $(READY) ## make .venv with vLLM for CPU, this package and its tools (once; some 3 minutes)
+
+$(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/progress.sh
+	@scripts/setup.sh .venv $(PYTHON)
+	@touch $@
+
+.PHONY: tools
+tools: $(PROMTOOL) ## fetch promtool into .tools, from Debian's packages
+
+$(PROMTOOL): scripts/promtool.sh
+	@scripts/progress.sh "tools: fetching promtool" .cache/logs/promtool.log scripts/promtool.sh .tools
+	@touch $@
+
+.PHONY: run
+run: setup ## serve the bundled model with the tap on, send it requests, show its internals
+	@$(BIN)/python -m sidecar demo
+
+.PHONY: test
+test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a real vLLM server
+
+.PHONY: unit
+unit: setup tools ## unit tests only: under 2 minutes, no vLLM process
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest tests --ignore=tests/e2e
+
+.PHONY: e2e
+e2e: setup tools ## tests on a real vLLM server only
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest tests/e2e
+
+.PHONY: lint
+lint: setup ## formatting, ruff, mypy strict, import contracts
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## format the code, mend what ruff can mend
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+.PHONY: model
+model: setup ## train the bundled model again
+	@$(BIN)/python -m sidecar.demo.train
+
+.PHONY: bench
+bench: setup ## what the tap costs: tokens per second with the tap on over tap off
+	@$(BIN)/python -m bench.overhead --quick
+
+.PHONY: clean
+clean: ## remove caches, compiled graphs, logs and tools; keeps .venv
+	@rm -rf .cache .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
