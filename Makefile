@@ -40,7 +40,7 @@ test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a rea
 
 .PHONY: unit
 unit: setup tools ## unit tests only: under 2 minutes, no vLLM process
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest tests --ignore=tests/e2e
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m pytest tests --ignore=tests/e2e --numprocesses 2
 
 .PHONY: e2e
 e2e: setup tools ## tests on a real vLLM server only

@@ -34,14 +34,18 @@ def attach_probe(site: Site, rows: torch.Tensor, guard: Guard) -> Callable[[], N
     module.register_buffer(ROWS, rows, persistent=False)
 
     def tapped(*args: Any, **kwargs: Any) -> Any:
-        # Read before the layer runs: fused norms overwrite their inputs in place.
-        before = read(args, kwargs)
+        before = None
+        try:
+            # Read before the layer runs: fused norms overwrite their inputs in place.
+            before = read(args, kwargs)
+        except Exception as error:  # see guard: the guest never hurts the host
+            guard.count("probe", error)
         outputs = forward(*args, **kwargs)
         try:
             after = _stream_out(outputs)
             if before is not None and after is not None:
                 probes.record(getattr(module, ROWS), before, after)
-        except Exception as error:  # see guard: the guest never hurts the host
+        except Exception as error:  # likewise
             guard.count("probe", error)
         return outputs
 

@@ -97,7 +97,7 @@ class EngineTap:
 
     def observe(self, batch: Batch) -> None:
         """Measure the forward pass that has just been launched. Step path."""
-        if not self._is_armed or self._guard.is_disarmed("pump"):
+        if not self._is_armed or self._guard.disarmed:
             return
         if len(self._events) >= MAX_PENDING:
             return

@@ -5,7 +5,7 @@ Loads no torch, so that a refusal can be reported from any process.
 
 from dataclasses import dataclass
 
-from sidecar.wire.frame import Status, TapState
+from sidecar.wire.frame import MAX_LONG_TEXT, Status, TapState
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Engine:
         return Status(
             state,
             reason,
-            detail,
+            detail[:MAX_LONG_TEXT],
             dict(errors),
             self.model_name,
             self.vllm_version,

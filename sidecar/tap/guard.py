@@ -47,7 +47,8 @@ class Guard:
     @property
     def disarmed(self) -> list[str]:
         """Sites that are not called any more."""
-        return [site for site in self.errors if self.is_disarmed(site)]
+        # A copy: another thread may add a site meanwhile.
+        return [site for site in list(self.errors) if self.is_disarmed(site)]
 
 
 _LOG = logging.getLogger("sidecar.tap")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sidecar.tap.rows import Ints, Plan
 from sidecar.wire.frame import (
+    MAX_TEXT,
     NUM_EXTREMES,
     NUM_POPULATIONS,
     NUM_POWERS,
@@ -68,7 +69,7 @@ class Ledger:
         if slot >= accounts.num_slots or not accounts.start_ns[slot]:
             return None
         request = Request(
-            req_id,
+            req_id[:MAX_TEXT],  # the client chose most of it
             int(accounts.start_ns[slot]),
             int(accounts.end_ns[slot]),
             int(accounts.prompts[slot]),

@@ -15,6 +15,8 @@ from sidecar.wire.frame import Body
 
 POLL_SECONDS: Final = 0.005
 STOP_SECONDS: Final = 1.0
+CONNECT_SECONDS: Final = 0.1  # before the first flush, or it would find no receiver
+LINGER_SECONDS: Final = 0.2  # after the last, for a receiver that is there
 
 
 class Work(NamedTuple):
@@ -57,7 +59,8 @@ class Pump:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        flush_at = 0.0
+        self._guard.run("pump", self._sender.open)
+        flush_at = time.monotonic() + min(CONNECT_SECONDS, self._flush_seconds)
         while not self._stopping.wait(self._poll_seconds):
             self._guard.run("pump", self._work.drain)
             if time.monotonic() >= flush_at:
@@ -65,7 +68,7 @@ class Pump:
                 self._guard.run("flush", self._flush)
         self._guard.run("pump", self._work.drain)
         self._guard.run("flush", self._flush)
-        self._sender.close()
+        self._sender.close(LINGER_SECONDS)
 
     def _flush(self) -> None:
         step = self._work.num_steps()

@@ -56,7 +56,7 @@ def test_a_source_is_told_in_full() -> None:
         "last_frame_age_seconds": 0.875,
         "frames_sent": 7,
         "frames_received": 4,
-        "frames_lost": {"dropped": 1, "missing": 1, "stale": 0},
+        "frames_lost": {"dropped": 2, "missing": 1, "stale": 0},
         "model_name": "tiny",
         "vllm_version": "0.32.0",
         "runner": "v1",

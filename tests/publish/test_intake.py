@@ -128,7 +128,7 @@ def test_frames_travel_from_a_real_sender(path: Path, listening: Intake) -> None
     sender.close()
 
     assert view.tally.sent == sender.num_sent
-    assert view.tally.before == sender.num_dropped
+    assert view.tally.dropped == sender.num_dropped
     assert view.tally.received == 51
 
 

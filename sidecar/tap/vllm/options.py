@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sidecar.wire.frame import MAX_TEXT
+
 
 def options_of(vllm_config: Any) -> dict[str, Any]:
     """The tap's part of vLLM's `--additional-config`."""
@@ -13,4 +15,4 @@ def options_of(vllm_config: Any) -> dict[str, Any]:
 def model_name(vllm_config: Any) -> str:
     """The first name under which the model is served; the value of the `model_name` label."""
     served = vllm_config.model_config.served_model_name
-    return str(served[0] if isinstance(served, list) else served)
+    return str(served[0] if isinstance(served, list) else served)[:MAX_TEXT]

@@ -21,10 +21,9 @@ PLUGIN_NAME: Final = "llm_internals_sidecar"
 
 def register() -> None:
     """Switch the tap on in this process, if the operator asked for it."""
-    if not is_requested(os.environ, sys.argv):
-        return
     try:
-        _install()
+        if is_requested(os.environ, sys.argv):
+            _install()
     except Exception as error:  # vLLM would die of it; an untapped engine serves on
         _LOG.warning("sidecar: cannot install the tap; serving untapped", exc_info=error)
 

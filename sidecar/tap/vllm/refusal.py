@@ -4,7 +4,7 @@ import logging
 
 from sidecar import __version__
 from sidecar.config import TapConfig
-from sidecar.errors import SidecarError, TapRefused
+from sidecar.errors import ConfigError, SidecarError, TapRefused
 from sidecar.tap.engine_info import Engine
 from sidecar.tap.guard import Guard
 from sidecar.tap.pump import Pump, idle_work
@@ -20,7 +20,7 @@ def report(
     _LOG.warning("sidecar: serving untapped: %s", error)
     reason = "not_supported" if isinstance(error, TapRefused) else "configuration"
     status = engine.status("refused", reason, str(error), guard.errors)
-    sender = Sender(config.socket, source, config.key())
+    sender = Sender(config.socket, source, _key(config))
     Pump(sender, idle_work(lambda: [status]), guard, config.flush_seconds).start()
 
 
@@ -28,6 +28,14 @@ def report_unread(config: TapConfig, error: SidecarError) -> None:
     """Report a vLLM of which nothing is known but its version."""
     engine = Engine(model_name="", vllm_version=installed_version(), tap_version=__version__)
     report(config, Source("engine"), engine, error, Guard(config.max_errors))
+
+
+def _key(config: TapConfig) -> bytes | None:
+    # The key file may be what is wrong: then a receiver without a key still hears of it.
+    try:
+        return config.key()
+    except ConfigError:
+        return None
 
 
 _LOG = logging.getLogger("sidecar.tap")

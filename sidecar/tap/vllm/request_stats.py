@@ -22,9 +22,11 @@ from sidecar.tap.pump import Pump, idle_work
 from sidecar.tap.vllm import releases
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
-from sidecar.wire.frame import Body, Finished, Serving, Source, Status
+from sidecar.wire.frame import MAX_TEXT, Body, Finished, Serving, Source, Status
 
-MAX_QUEUED: Final = 4096  # observations between two flushes; more are counted as lost
+# Observations between two flushes; of more the oldest make way, and only the totals count them.
+# Twice as many with the longest ids would not fit a frame.
+MAX_QUEUED: Final = 2048
 _PATCHED: Final = "_sidecar_patched"
 
 
@@ -141,18 +143,23 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
 
 def _finished(stats: Any) -> Finished:
     return Finished(
-        id=str(stats.request_id)[:256],
+        id=str(stats.request_id)[:MAX_TEXT],
         reason=str(stats.finish_reason),
         end_ns=time.time_ns(),
-        e2e=float(stats.e2e_latency),
-        queue=float(stats.queued_time),
-        prefill=float(stats.prefill_time),
-        decode=float(stats.decode_time),
-        time_per_output_token=float(stats.mean_time_per_output_token),
+        e2e=_seconds(stats.e2e_latency),
+        queue=_seconds(stats.queued_time),
+        prefill=_seconds(stats.prefill_time),
+        decode=_seconds(stats.decode_time),
+        time_per_output_token=_seconds(stats.mean_time_per_output_token),
         prompt_tokens=stats.num_prompt_tokens,
         generated_tokens=stats.num_generation_tokens,
         cached_tokens=stats.num_cached_tokens,
     )
+
+
+def _seconds(interval: float) -> float:
+    # vLLM subtracts time stamps, of which one is still 0 when a request ends before its turn.
+    return max(0.0, float(interval))
 
 
 def _drained(queue: deque[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ forked or spawned, before the model exists. Methods of the worker instance are w
 Whatever cannot be tapped is refused with a reason that travels as a status frame.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -55,9 +56,10 @@ def seat_worker(worker: Any, vllm_config: Any) -> None:
     engine = _engine(vllm_config)
     try:
         config = TapConfig.read(os.environ, options_of(vllm_config))
+        config.key()  # or it would be found wanting only when the model is loaded
     except ConfigError as error:
         config = TapConfig.meeting_point(os.environ)
-        refusal.report(config, Source("engine"), engine, error, Guard(config.max_errors))
+        refusal.report(config, _source(vllm_config), engine, error, Guard(config.max_errors))
         return
     guard = Guard(config.max_errors)
     seat = Seat(worker, vllm_config, config, engine, guard)
@@ -96,36 +98,45 @@ class Seat:
         if self.source.tp:
             return  # the residual stream is the same on every rank of the group
         rehearse(self._guard)
-        _after(self._worker, "load_model", self._attach)
-        _after(self._worker, "compile_or_warm_up_model", self._arm)
-        _before(self._worker, "execute_model", self._finish)
-        _before(self._worker, "shutdown", self._stop)
+        _after(self._worker, "load_model", self._guarded("attach", self._attach))
+        _after(self._worker, "compile_or_warm_up_model", self._guarded("arm", self._arm))
+        _before(self._worker, "execute_model", self._guarded("finish", self._finish))
+        _before(self._worker, "shutdown", self._guarded("stop", self._stop))
+
+    def _guarded(self, site: str, call: Callable[..., None]) -> Callable[..., None]:
+        return functools.partial(self._guard.run, site, call)
 
     def _attach(self) -> None:
         try:
-            self._tap = self._guard.run("attach", self._attached)
-            if self._tap is None:
-                raise TapRefused("the tap failed to attach; see the engine's log")
-        except TapRefused as error:
-            refusal.report(self._config, self.source, self._engine, error, self._guard)
+            self._tap = self._attached()
+        except SidecarError as error:
+            self._refuse(error)
+        except Exception as error:  # the model must load, and the reason must travel
+            self._guard.count("attach", error)
+            self._refuse(TapRefused("the tap failed to attach; see the engine's log"))
+
+    def _refuse(self, error: SidecarError) -> None:
+        refusal.report(self._config, self.source, self._engine, error, self._guard)
 
     def _attached(self) -> EngineTap:
         runner = self._worker.model_runner
         sites = _sites(runner, self._vllm_config)
         slab = self._slab(len(sites))
-        for index, site in enumerate(sites):
-            attach_probe(site, slab.rows[index], self._guard)
-        tap = EngineTap(
-            self._config,
-            self._engine,
-            [site.layer for site in sites],
-            slab,
-            Sender(self._config.socket, self.source, self._config.key()),
-            self._guard,
-            self._vllm_config.scheduler_config.max_num_seqs,
-        )
-        _runner_module(runner).wrap(runner, functools.partial(self._observe, tap))
-        tap.start()
+        with contextlib.ExitStack() as undo:
+            for index, site in enumerate(sites):
+                undo.callback(attach_probe(site, slab.rows[index], self._guard))
+            tap = EngineTap(
+                self._config,
+                self._engine,
+                [site.layer for site in sites],
+                slab,
+                Sender(self._config.socket, self.source, self._config.key()),
+                self._guard,
+                self._vllm_config.scheduler_config.max_num_seqs,
+            )
+            _runner_module(runner).wrap(runner, functools.partial(self._observe, tap))
+            tap.start()
+            undo.pop_all()
         return tap
 
     def _slab(self, num_layers: int) -> Slab:
@@ -143,15 +154,15 @@ class Seat:
         if self._tap is not None:
             mode = self._vllm_config.compilation_config.mode
             was_warmed_up = bool(mode) or self._worker.device.type == "cuda"
-            self._guard.run("arm", self._tap.arm, was_warmed_up=was_warmed_up)
+            self._tap.arm(was_warmed_up=was_warmed_up)
 
     def _finish(self, scheduler_output: Any, *_: Any, **__: Any) -> None:
         if self._tap is not None and scheduler_output.finished_req_ids:
-            self._guard.run("finish", self._tap.finish, scheduler_output.finished_req_ids)
+            self._tap.finish(scheduler_output.finished_req_ids)
 
     def _stop(self, *_: Any, **__: Any) -> None:
         if self._tap is not None:
-            self._guard.run("stop", self._tap.stop)
+            self._tap.stop()
 
 
 def _after(owner: Any, name: str, call: Callable[[], None]) -> None:
@@ -197,7 +208,10 @@ def _source(vllm_config: Any) -> Source:
 
 
 def _capacity(vllm_config: Any) -> int:
-    """Most token rows in one forward pass: what the scheduler grants, or a graph's padding."""
+    """More than the token rows of any forward pass: the scheduler's grant, or a graph's padding.
+
+    Strictly more: traced at the slab's own size, a graph would be fixed to that size.
+    """
     sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
     most = max(vllm_config.scheduler_config.max_num_batched_tokens, *sizes)
     return int(-(-most // _ROW_MARGIN) + 1) * _ROW_MARGIN
