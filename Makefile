@@ -60,7 +60,7 @@ format: setup ## format the code, mend what ruff can mend
 
 .PHONY: model
 model: setup ## train the bundled model again
-	@$(BIN)/python -m sidecar.demo.train
+	@$(BIN)/python -m sidecar.demo.train --bf16
 
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off

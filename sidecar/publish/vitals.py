@@ -41,7 +41,8 @@ def _unheard(snapshot: Snapshot) -> Iterator[str]:
     if not any(view.source.role == "engine" for view in (*snapshot.sources, *snapshot.silent)):
         yield (
             "no engine has been heard yet: start vLLM with SIDECAR_TAP=1 and the same "
-            "SIDECAR_SOCKET as this sidecar"
+            "SIDECAR_SOCKET as this sidecar; where VLLM_PLUGINS is set, it must list "
+            "llm_internals_sidecar"
         )
 
 
