@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from sidecar.config import TapConfig
-from sidecar.tap.engine_info import Engine
 from sidecar.tap.guard import Guard
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
+from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.pump import Pump, Work
 from sidecar.tap.rows import Batch, Plan, RowMap
 from sidecar.tap.slab import Result, Slab
@@ -59,7 +59,7 @@ class EngineTap:
     def __init__(
         self,
         config: TapConfig,
-        engine: Engine,
+        engine: Nameplate,
         layer_ids: list[int],
         slab: Slab,
         sender: Sender,

@@ -5,8 +5,8 @@ import logging
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import ConfigError, SidecarError, TapRefused
-from sidecar.tap.engine_info import Engine
 from sidecar.tap.guard import Guard
+from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.pump import Pump, idle_work
 from sidecar.tap.vllm.releases import installed_version
 from sidecar.wire.channel import Sender
@@ -14,7 +14,7 @@ from sidecar.wire.frame import Source
 
 
 def report(
-    config: TapConfig, source: Source, engine: Engine, error: SidecarError, guard: Guard
+    config: TapConfig, source: Source, engine: Nameplate, error: SidecarError, guard: Guard
 ) -> None:
     """Log `error`, and send it as the state of `source` with every flush from now on."""
     _LOG.warning("sidecar: serving untapped: %s", error)
@@ -26,7 +26,7 @@ def report(
 
 def report_unread(config: TapConfig, error: SidecarError) -> None:
     """Report a vLLM of which nothing is known but its version."""
-    engine = Engine(model_name="", vllm_version=installed_version(), tap_version=__version__)
+    engine = Nameplate(model_name="", vllm_version=installed_version(), tap_version=__version__)
     report(config, Source("engine"), engine, error, Guard(config.max_errors))
 
 

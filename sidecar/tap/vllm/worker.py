@@ -17,8 +17,8 @@ from sidecar.config import TapConfig
 from sidecar.errors import ConfigError, SidecarError, TapRefused
 from sidecar.tap.attach import attach_probe, rehearse
 from sidecar.tap.engine import EngineTap
-from sidecar.tap.engine_info import Engine
 from sidecar.tap.guard import Guard
+from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.rows import Batch
 from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
@@ -73,7 +73,7 @@ class Seat:
     """One worker's tap, from before its model is loaded to its shutdown."""
 
     def __init__(
-        self, worker: Any, vllm_config: Any, config: TapConfig, engine: Engine, guard: Guard
+        self, worker: Any, vllm_config: Any, config: TapConfig, engine: Nameplate, guard: Guard
     ) -> None:
         self.source = _source(vllm_config)
         self._engine = engine
@@ -188,8 +188,8 @@ def _before(owner: Any, name: str, call: Callable[..., None]) -> None:
     setattr(owner, name, wrapped)
 
 
-def _engine(vllm_config: Any) -> Engine:
-    return Engine(
+def _engine(vllm_config: Any) -> Nameplate:
+    return Nameplate(
         model_name=model_name(vllm_config),
         vllm_version=releases.installed_version(),
         tap_version=__version__,

@@ -9,7 +9,7 @@ from sidecar.wire.frame import MAX_LONG_TEXT, Status, TapState
 
 
 @dataclass
-class Engine:
+class Nameplate:
     """What an engine says of itself, for the status frame."""
 
     model_name: str

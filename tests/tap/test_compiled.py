@@ -1,0 +1,86 @@
+"""Probes inside a compiled graph, compiled as vLLM does: one graph, its first run's for ever."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from sidecar.tap.attach import attach_probe
+from sidecar.tap.guard import Guard
+from sidecar.tap.liveness import Liveness
+from sidecar.tap.probes import NONFINITE, NUM_COLUMNS, PULSE
+from sidecar.tap.sites import Site
+from tests.tap.toys import Decoder, FusedLayer, PairLayer, tokens
+
+NUM_LAYERS = 3
+CAPACITY = 16
+
+
+def compiled(model: Decoder, backend: str) -> tuple[torch.nn.Module, CompileCounterWithBackend]:
+    """`model` as vllm.compilation.wrapper compiles it: whole graph, every guard dropped."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    run = torch.compile(model, fullgraph=True, dynamic=False, backend=counter, options=options)
+    return run, counter
+
+
+def attach(model: Decoder, guard: Guard) -> torch.Tensor:
+    """A slab whose views the layers of `model` write from now on."""
+    slab = torch.zeros(NUM_LAYERS, NUM_COLUMNS, CAPACITY)
+    for index, layer in enumerate(model.layers):
+        attach_probe(Site(index, layer), slab[index], guard)
+    return slab
+
+
+def run_first(run, num_rows: int) -> None:
+    """The pass that compiles; its number of rows is a symbol, as vLLM marks it.
+
+    Fewer than the capacity: a slice that is the whole buffer would make it a constant.
+    """
+    positions, hidden = torch.arange(num_rows), tokens(num_rows)
+    for argument in (positions, hidden):
+        torch._dynamo.mark_dynamic(argument, 0)
+    run(positions, hidden)
+
+
+# torch's own modules, when Inductor is first imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(("backend", "layer"), [("aot_eager", PairLayer), ("inductor", FusedLayer)])
+def test_a_compiled_model_gives_the_rows_of_the_eager_one(backend, layer, guard) -> None:
+    """One graph without a break serves every batch size, and its rows are those of eager mode."""
+    model = Decoder(NUM_LAYERS, layer)
+    slab = attach(model, guard)
+    run, counter = compiled(model, backend)
+    with torch.inference_mode():
+        run_first(run, CAPACITY - 1)
+        for num_rows in (5, 1, CAPACITY - 1):
+            hidden = tokens(num_rows, seed=num_rows)
+            hidden[0, 3] = torch.inf if num_rows == 5 else 1000.0
+            slab.zero_()
+            output = run(torch.arange(num_rows), hidden.clone())
+            rows = slab.clone()
+            slab.zero_()
+            want = model(torch.arange(num_rows), hidden.clone())
+            torch.testing.assert_close(output, want, equal_nan=True)
+            torch.testing.assert_close(rows, slab, equal_nan=True, atol=1e-5, rtol=1e-5)
+            assert (rows[:, PULSE, :num_rows] == 1).all()
+            assert rows[:, NONFINITE].any() == (num_rows == 5)
+    assert counter.frame_count == 1
+    assert not guard.errors
+
+
+def test_a_tap_attached_after_the_first_run_never_fires_and_is_called_dead(guard) -> None:
+    """With its guards dropped the graph of the first run stays: no error, no pulse, no life."""
+    model = Decoder(NUM_LAYERS)
+    run, counter = compiled(model, "aot_eager")
+    with torch.inference_mode():
+        run_first(run, 4)
+        slab = attach(model, guard)
+        run(torch.arange(4), tokens(4))
+    assert counter.frame_count == 1
+    assert not slab.any()
+    assert not guard.errors
+    liveness = Liveness([0, 1, 2])
+    liveness.update(slab[:, PULSE, 0].numpy())
+    assert not liveness.is_live
+    assert liveness.dead_layers == [0, 1, 2]

@@ -1,0 +1,155 @@
+"""The pump: takes in, sends at the flush, survives what raises, and stops within a second."""
+
+import threading
+import time
+
+import pytest
+
+from sidecar.tap.pump import STOP_SECONDS, Pump, Work, idle_work
+from sidecar.wire.channel import Sender
+from sidecar.wire.frame import Source, Status
+from tests.tap.inbox import pumps
+
+LIVE = Status("live")
+
+
+def pump(path, guard, work: Work, flush_seconds: float = 0.05) -> Pump:
+    made = Pump(Sender(path, Source("engine")), work, guard, flush_seconds)
+    made.start()
+    return made
+
+
+def is_status(frame) -> bool:
+    return isinstance(frame.body, Status)
+
+
+def test_bodies_are_sent_at_every_flush_with_the_step(socket_path, inbox, guard) -> None:
+    """Each flush sends every body, numbered in one sequence and stamped with the steps so far."""
+    steps = iter(range(10, 10_000))
+    work = Work(lambda: None, lambda: [LIVE, Status("starting")], lambda: next(steps))
+    pump(socket_path, guard, work)
+    first = inbox.wait_for(is_status)
+    rest = [inbox.wait_for(is_status) for _ in range(3)]
+    states = [frame.body.state for frame in (first, *rest)]
+    assert states in (["live", "starting"] * 2, ["starting", "live"] * 2)
+    seqs = [frame.header.seq for frame in (first, *rest)]
+    assert seqs == list(range(seqs[0], seqs[0] + 4))
+    assert first.header.step >= 10
+    assert rest[-1].header.step > first.header.step
+
+
+def test_draining_goes_on_between_flushes(socket_path, guard) -> None:
+    """What the step path leaves is taken in every few milliseconds, not once a flush."""
+    drained = threading.Semaphore(0)
+    work = Work(drained.release, list, lambda: 0)
+    pump(socket_path, guard, work, flush_seconds=60.0)
+    for _ in range(3):
+        assert drained.acquire(timeout=2.0)
+
+
+def test_the_first_frame_arrives_and_at_once(socket_path, inbox, guard) -> None:
+    """With a receiver there no frame is dropped, not even the first, and none waits for a flush."""
+    pump(socket_path, guard, idle_work(lambda: [LIVE]), flush_seconds=60.0)
+    assert inbox.wait_for(is_status, seconds=5.0).header.seq == 1
+
+
+def test_a_raising_drain_is_counted_and_the_flush_goes_on(socket_path, inbox, guard) -> None:
+    """What raises while taking in is counted and disarmed; statuses keep coming."""
+
+    def drain() -> None:
+        raise RuntimeError("a bug of ours")
+
+    pump(socket_path, guard, Work(drain, lambda: [LIVE], lambda: 0))
+    last = [inbox.wait_for(is_status).header.seq for _ in range(5)][-1]
+    assert last >= 5
+    assert guard.errors == {"pump": 3}
+
+
+def test_raising_bodies_are_counted_and_the_draining_goes_on(socket_path, guard) -> None:
+    """What raises while packing is counted and disarmed; taking in goes on."""
+    drained = threading.Semaphore(0)
+
+    def bodies() -> list[Status]:
+        raise RuntimeError("a bug of ours")
+
+    pump(socket_path, guard, Work(drained.release, bodies, lambda: 0))
+    deadline = time.monotonic() + 10
+    while guard.errors != {"flush": 3} and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert guard.errors == {"flush": 3}
+    while drained.acquire(blocking=False):
+        pass
+    assert drained.acquire(timeout=2.0)
+
+
+def test_stop_drains_and_delivers_what_is_left(socket_path, inbox, guard) -> None:
+    """What came after the last flush is taken in, sent, and handed over before the end."""
+    waiting: list[int] = []
+    taken: list[int] = []
+
+    def drain() -> None:
+        while waiting:
+            taken.append(waiting.pop())
+
+    work = Work(drain, lambda: [Status("live", detail="x" * 2000) for _ in taken], lambda: 0)
+    running = pump(socket_path, guard, work, flush_seconds=60.0)
+    assert inbox.read(0.3) == []  # the one flush of this minute had nothing to say
+    waiting.extend(range(50))
+    running.stop()
+    assert [frame.header.seq for frame in inbox.read(0.3)] == list(range(1, 51))
+
+
+def test_stopping_without_a_receiver_takes_less_than_a_second(socket_path, guard) -> None:
+    """With nobody listening, hundreds of unsent frames are dropped at once."""
+    running = pump(socket_path, guard, idle_work(lambda: [LIVE] * 200))
+    time.sleep(0.2)
+    began = time.monotonic()
+    running.stop()
+    assert time.monotonic() - began < STOP_SECONDS
+    assert not pumps()
+
+
+def test_stopping_before_a_receiver_that_does_not_read_takes_less_than_a_second(
+    socket_path, inbox, guard
+) -> None:
+    """With the queues full of frames that nobody takes, the rest is dropped in time."""
+    big = Status("live", detail="x" * 2000)
+    running = pump(socket_path, guard, idle_work(lambda: [big] * 2000))
+    time.sleep(0.4)
+    began = time.monotonic()
+    running.stop()
+    assert time.monotonic() - began < STOP_SECONDS
+    assert not pumps()
+
+
+@pytest.mark.parametrize("stuck", ["drain", "bodies"])
+def test_stopping_a_stuck_pump_takes_a_second_at_most(stuck, socket_path, guard) -> None:
+    """A pump that never comes back is left behind: shutting down the engine does not wait."""
+    release, entered = threading.Event(), threading.Event()
+
+    def hang() -> list[Status]:
+        entered.set()
+        release.wait(30)
+        return []
+
+    idle = Work(lambda: None, list, lambda: 0)
+    running = pump(socket_path, guard, idle._replace(**{stuck: hang}))
+    assert entered.wait(5)
+    began = time.monotonic()
+    running.stop()
+    took = time.monotonic() - began
+    release.set()
+    assert STOP_SECONDS <= took < STOP_SECONDS + 1.0
+
+
+def test_the_one_thread_is_a_named_daemon(socket_path, guard) -> None:
+    """One thread, which never keeps the engine's process alive, and says whose it is."""
+    pump(socket_path, guard, idle_work(list))
+    (thread,) = pumps()
+    assert thread.daemon
+
+
+def test_a_pump_that_never_started_can_be_stopped(socket_path, guard) -> None:
+    """Stopping before starting is no error and takes no time."""
+    Pump(Sender(socket_path, Source("engine")), idle_work(list), guard, 1.0).stop()
+    assert not socket_path.exists()
