@@ -10,11 +10,13 @@ A ratio is the median over pairs, with a 95 % bootstrap interval.
 import argparse
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,9 @@ def main() -> None:
         (folder / "config.json").write_text(json.dumps(SHAPE))
         sidecar = _sidecar(folder)
         try:
+            api = _api_url(sidecar)
             rows, loads = _measure(folder, options)
+            _check_tapped(api, rows, options)
         finally:
             sidecar.terminate()
             sidecar.wait()
@@ -75,7 +79,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer pairs, under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs and tokens")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of turns per batch size")
     parser.add_argument("--tokens", type=int, default=0, help="tokens per request and turn")
@@ -133,7 +137,9 @@ class Arm:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("SIDECAR_")}
+        # An inherited VLLM_PLUGINS would leave the tap out, and the ratio would be a perfect 1.
+        inherited = os.environ.items()
+        environ = {k: v for k, v in inherited if not k.startswith(("SIDECAR_", "VLLM_"))}
         environ |= {
             "SIDECAR_TAP": "1" if name == "on" else "0",
             "SIDECAR_SOCKET": str(folder / "ingest.sock"),
@@ -165,13 +171,12 @@ class Arm:
         """The next answer; raises with the end of the log when the arm has died."""
         if self.process.stdout is None:
             raise RuntimeError("the arm has no stdout")
-        started = time.monotonic()
+        while not select.select([self.process.stdout], [], [], 5.0)[0]:
+            _progress(f"waiting for arm {self.name} at {time.strftime('%H:%M:%S')}")
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
             raise RuntimeError(f"arm {self.name} ended:\n{self.log.read()[-4000:]}")
-        if time.monotonic() - started > 10:
-            _progress(f"arm {self.name}: answered after {time.monotonic() - started:.0f} s")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -185,10 +190,30 @@ class Arm:
             self.process.kill()
 
 
-def _sidecar(folder: Path) -> "subprocess.Popen[bytes]":
+def _sidecar(folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "sidecar", "serve", "--metrics-port", "0", "--api-port", "0"]
     environ = os.environ | {"SIDECAR_SOCKET": str(folder / "ingest.sock")}
-    return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+
+
+def _api_url(sidecar: "subprocess.Popen[str]") -> str:
+    if sidecar.stdout is None:
+        raise RuntimeError("the sidecar has no stdout")
+    words = sidecar.stdout.readline().split()
+    return words[words.index("api") + 1]
+
+
+def _check_tapped(api: str, rows: list[Row], options: argparse.Namespace) -> None:
+    """Raise unless the arm that was on measured every token: else the comparison is void."""
+    time.sleep(3)  # the last frames are under way
+    with urllib.request.urlopen(api) as reply:
+        status = json.load(reply)
+    states = {source["source"]: source["state"] for source in status["sources"]}
+    coverage = status["coverage"][0]
+    decoded = sum(coverage["observed"]["decode"].values())
+    expected = sum(row.pairs * row.batch * options.tokens for row in rows)
+    if states.get("engine-dp0-pp0-tp0") != "live" or coverage["lost"] or decoded < expected:
+        raise RuntimeError(f"void: the tap was not live or lost rows: {states} {coverage}")
 
 
 def _progress(text: str) -> None:
