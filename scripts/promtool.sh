@@ -5,6 +5,10 @@
 set -euo pipefail
 
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
+# One that the machine has already will do.
+if found=$(command -v promtool); then
+  mkdir -p "$folder/bin" && ln -sf "$found" "$folder/bin/promtool" && exit
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{state/lists/partial,cache/archives/partial,parts}

@@ -7,6 +7,7 @@ raises ConfigError with the key and the remedy. The environment is a parameter, 
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
@@ -20,6 +21,10 @@ METRICS_PORT: Final = 9478
 API_PORT: Final = 9479
 RUN_DIR: Final = Path("/run/llm-internals")
 SOCKET_NAME: Final = "ingest.sock"
+# A Kubernetes Service named `sidecar` puts such names into every pod beside it.
+_OF_KUBERNETES: Final = re.compile(
+    r"^SIDECAR_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$"
+)
 _FALSE: Final = ("0", "false", "no", "off", "")
 
 
@@ -61,7 +66,7 @@ class TapConfig(Shared):
     """
 
     tap: bool = False
-    flush_seconds: Annotated[float, Field(ge=0.05, le=60.0)] = 1.0
+    flush_seconds: Annotated[float, Field(ge=0.05, le=10.0)] = 1.0
     max_errors: Annotated[int, Field(ge=1, le=1000)] = 10
     requests: bool = True
 
@@ -127,7 +132,7 @@ def _from_environ(environ: Mapping[str, str], cls: type[Shared]) -> dict[str, st
     known = {*TapConfig.model_fields, *ExporterConfig.model_fields}
     given: dict[str, str] = {}
     for name, value in environ.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or _OF_KUBERNETES.search(name):
             continue
         key = name.removeprefix(PREFIX).lower()
         if key not in known:

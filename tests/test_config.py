@@ -127,3 +127,20 @@ def test_both_sides_of_one_user_meet() -> None:
     folder = default_socket().parent
 
     assert str(folder) in ("/run/llm-internals", f"/tmp/llm-internals-{os.getuid()}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIDECAR_SERVICE_HOST",
+        "SIDECAR_SERVICE_PORT_METRICS",
+        "SIDECAR_PORT",
+        "SIDECAR_PORT_9478_TCP",
+    ],
+)
+def test_what_kubernetes_adds_for_a_service_of_this_name_is_passed_over(name: str) -> None:
+    """A Service named `sidecar` does not stop the sidecar or the tap."""
+    environ = {name: "tcp://10.0.0.1:9478"}
+
+    assert ExporterConfig.read(environ) == ExporterConfig.read({})
+    assert TapConfig.read(environ) == TapConfig.read({})

@@ -20,6 +20,7 @@ ROWS: Final = "_sidecar_rows"  # buffer of a tapped layer: its view of the slab
 
 _HIDDEN_NAMES: Final = ("hidden_states", "hidden", "x", "h", "inputs")
 _RESIDUAL_NAMES: Final = ("residual", "residuals")
+_NUM_DIMS: Final = 2  # token rows by hidden size
 
 
 def attach_probe(site: Site, rows: torch.Tensor, guard: Guard) -> Callable[[], None]:
@@ -43,7 +44,7 @@ def attach_probe(site: Site, rows: torch.Tensor, guard: Guard) -> Callable[[], N
         outputs = forward(*args, **kwargs)
         try:
             after = _stream_out(outputs)
-            if before is not None and after is not None:
+            if before is not None and after is not None and before.shape == after.shape:
                 probes.record(getattr(module, ROWS), before, after)
         except Exception as error:  # likewise
             guard.count("probe", error)
@@ -96,9 +97,11 @@ def _reader(
         if not isinstance(stream, torch.Tensor):
             return None
         carried = None if residual is None else _argument(residual, args, kwargs)
+        if carried is not None:
+            return _sum(stream, carried)
         # maximum(x, x) is a copy that no compiler pass removes; a clone may be, and the
         # layer overwrites its input.
-        return stream + carried if carried is not None else torch.maximum(stream, stream)
+        return torch.maximum(stream, stream) if stream.dim() == _NUM_DIMS else None
 
     return read
 
@@ -122,6 +125,17 @@ def _stream_out(outputs: Any) -> torch.Tensor | None:
         return outputs
     if not isinstance(outputs, tuple) or not isinstance(outputs[0], torch.Tensor):
         return None
-    if len(outputs) > 1 and isinstance(outputs[1], torch.Tensor):
-        return outputs[0] + outputs[1]
+    if len(outputs) > 1 and outputs[1] is not None:
+        return _sum(outputs[0], outputs[1])
     return outputs[0]
+
+
+def _sum(hidden: torch.Tensor, residual: Any) -> torch.Tensor | None:
+    """The stream in its two halves; None when they are not rows of the same shape.
+
+    Shapes are compared before any arithmetic: what raises inside a trace is the compiler's own
+    error, which no guard of ours can catch. A layer left out is a pulse that stands still.
+    """
+    if not isinstance(residual, torch.Tensor) or hidden.dim() != _NUM_DIMS:
+        return None
+    return hidden + residual if hidden.shape == residual.shape else None

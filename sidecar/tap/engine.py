@@ -102,7 +102,11 @@ class EngineTap:
         if len(self._events) >= MAX_PENDING:
             return
         plan = self._rows.plan(batch)
-        self._events.append(Step(plan, self._slab.collect(plan), time.time_ns()))
+        result = None
+        try:
+            result = self._slab.collect(plan)
+        finally:  # planned rows that could not be collected are lost, and must be counted
+            self._events.append(Step(plan, result, time.time_ns()))
 
     def finish(self, req_ids: Iterable[str]) -> None:
         """Close the accounts of requests that the scheduler has finished. Step path."""
@@ -117,7 +121,7 @@ class EngineTap:
         self._pump.stop()
 
     def _drain(self) -> None:
-        while self._events:
+        while self._events and _is_ready(self._events[0]):
             match self._events.popleft():
                 case Step() as step:
                     self._account(step)
@@ -132,7 +136,6 @@ class EngineTap:
 
     def _add(self, plan: Plan, result: Result, t_ns: int) -> None:
         try:
-            result.wait()
             sums, bounds, pulse = result.arrays(plan.num_groups)
             self._ledger.add(plan, sums, bounds, t_ns)
             self._liveness.update(pulse)
@@ -180,3 +183,7 @@ class EngineTap:
             )
             return Verdict("dead", "no_pulse", detail, dead)
         return Verdict("live", "", "")
+
+
+def _is_ready(event: Step | Ended) -> bool:
+    return isinstance(event, Ended) or event.result is None or event.result.is_ready

@@ -19,6 +19,8 @@ LOG_RMS, PEAK, INFLUENCE, NONFINITE, PULSE = range(NUM_COLUMNS)
 NUM_SUMS: Final = NUM_SIGNALS * NUM_POWERS + 2  # and the finite rows, and non-finite elements
 NUM_BOUNDS: Final = 2 * NUM_SIGNALS  # largest -v, largest v
 
+CHUNK_CELLS: Final = 1 << 17  # rows times layers at a time: some 35 MB of scratch space
+
 _TINY: Final = 1e-30  # below any mean square of interest, above the smallest float32
 _INFLUENCE_FLOOR: Final = 1e-7  # float32 resolution of a cosine; its logarithm stays finite
 _PULSE_PERIOD: Final = 1_000_000.0  # float32 counts exactly to 2^24
@@ -54,8 +56,19 @@ def group_rows(
 
     rows: [L, NUM_COLUMNS, T] float32 as written by `record`; groups: [T] int64.
     sums: [G, L, NUM_SUMS] and bounds: [G, L, NUM_BOUNDS], overwritten. A row with any non-finite
-    signal adds only to the count of non-finite elements.
+    signal adds only to the count of non-finite elements. Goes by a few layers at a time, because
+    the engine's memory plan knows nothing of our scratch space.
     """
+    num_layers, _, num_rows = rows.shape
+    step = max(1, CHUNK_CELLS // max(1, num_rows))
+    for start in range(0, num_layers, step):
+        part = slice(start, start + step)
+        _group_layers(rows[part], groups, sums[:, part], bounds[:, part])
+
+
+def _group_layers(
+    rows: torch.Tensor, groups: torch.Tensor, sums: torch.Tensor, bounds: torch.Tensor
+) -> None:
     columns = rows.permute(2, 0, 1)
     log_rms, peak, influence, nonfinite = columns[..., :PULSE].unbind(-1)
     values = torch.stack([log_rms.exp(), peak, influence], -1)

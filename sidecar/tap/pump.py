@@ -14,6 +14,7 @@ from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body
 
 POLL_SECONDS: Final = 0.005
+IDLE_POLL_SECONDS: Final = 0.1  # with nothing to drain, only the flush is waited for
 STOP_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 0.1  # before the first flush, or it would find no receiver
 LINGER_SECONDS: Final = 0.2  # after the last, for a receiver that is there
@@ -24,16 +25,18 @@ class Work(NamedTuple):
 
     drain: take in what was collected since the last poll. bodies: what to send at a flush.
     num_steps: steps measured so far, for the frame header.
+    poll_seconds: time between two drains.
     """
 
     drain: Callable[[], None]
     bodies: Callable[[], Iterable[Body]]
     num_steps: Callable[[], int]
+    poll_seconds: float = POLL_SECONDS
 
 
 def idle_work(bodies: Callable[[], Iterable[Body]]) -> Work:
     """Work of a pump that has only something to say, and nothing to drain."""
-    return Work(lambda: None, bodies, lambda: 0)
+    return Work(lambda: None, bodies, lambda: 0, IDLE_POLL_SECONDS)
 
 
 class Pump:
@@ -44,7 +47,7 @@ class Pump:
         self._work = work
         self._guard = guard
         self._flush_seconds = flush_seconds
-        self._poll_seconds = min(POLL_SECONDS, flush_seconds)
+        self._poll_seconds = min(work.poll_seconds, flush_seconds)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sidecar-pump", daemon=True)
 

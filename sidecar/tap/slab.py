@@ -1,8 +1,9 @@
 """Static buffers: what the graph writes, and how a step's result reaches the host.
 
-Everything is allocated once, while the model loads; addresses never change, because CUDA graphs
-bake them. The step path takes a free result, launches the grouping, and returns: it never waits.
-On a GPU the copy to pinned memory runs on a stream of its own; on a CPU there is nothing to copy.
+Buffers are allocated once, while the model loads; addresses never change, because CUDA graphs bake
+them. Grouping needs scratch space for `probes.CHUNK_CELLS` rows x layers at a time. The step path
+takes a free result, launches the grouping, and returns: it never waits. On a GPU the copy to pinned
+memory runs on a stream of its own; on a CPU there is nothing to copy.
 """
 
 from collections import deque
@@ -33,10 +34,10 @@ class Result:
     groups: torch.Tensor
     ready: torch.cuda.Event | None
 
-    def wait(self) -> None:
-        """Block the calling thread (never the engine's) until the numbers are here."""
-        if self.ready is not None:
-            self.ready.synchronize()
+    @property
+    def is_ready(self) -> bool:
+        """Whether the numbers are here; asking costs no wait."""
+        return self.ready is None or bool(self.ready.query())  # type: ignore[no-untyped-call]
 
     def arrays(
         self, num_groups: int
@@ -80,11 +81,15 @@ class Slab:
         if not self._free or plan.num_groups > self.max_groups or num_rows > self.capacity:
             return None
         result = self._free.popleft()
-        result.groups[:num_rows].numpy()[:] = plan.groups
-        if self._on_gpu:
-            self._reduce_on_gpu(result, num_rows, plan.num_groups + 1)
-        else:
-            self._reduce(result, num_rows, plan.num_groups + 1)
+        try:
+            result.groups[:num_rows].numpy()[:] = plan.groups
+            if self._on_gpu:
+                self._reduce_on_gpu(result, num_rows, plan.num_groups + 1)
+            else:
+                self._reduce(result, num_rows, plan.num_groups + 1)
+        except BaseException:
+            self.release(result)
+            raise
         return result
 
     def release(self, result: Result) -> None:
@@ -124,5 +129,5 @@ class Slab:
             torch.zeros(*shape, probes.NUM_BOUNDS, pin_memory=pin),
             torch.zeros(shape[1], pin_memory=pin),
             torch.zeros(capacity, dtype=torch.int64, pin_memory=pin),
-            torch.cuda.Event() if pin else None,  # type: ignore[no-untyped-call]
+            torch.cuda.Event(blocking=True) if pin else None,  # type: ignore[no-untyped-call]
         )

@@ -9,6 +9,7 @@ rather than allowed to steal the path, which zmq alone would let it do silently.
 import fcntl
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ from sidecar.errors import ChannelError
 from sidecar.wire.frame import Body, Frame, Header, Source, pack
 
 SEND_QUEUE: Final = 64
-RECEIVE_QUEUE: Final = 256
+RECEIVE_QUEUE: Final = 64
 # libzmq closes the connection of a peer that sends more; `frame.MAX_BYTES` is the counted limit.
-TRANSPORT_MAX_BYTES: Final = 16 << 20
+# Times the queue, this bounds what a hostile peer can make the receiver hold.
+TRANSPORT_MAX_BYTES: Final = 2 << 20
+_FOLDER_MODE: Final = 0o770
 _MAX_PATH: Final = 107  # sun_path of a unix socket address, less its terminating zero
 
 
@@ -78,6 +81,7 @@ class Sender:
     def _connected(self) -> "zmq.Socket[bytes]":
         # Made on first use: a zmq context does not survive a fork.
         if self._socket is None:
+            _check_folder(self._path.parent)
             self._context = zmq.Context()
             self._socket = self._context.socket(zmq.PUSH)
             self._socket.setsockopt(zmq.LINGER, 0)
@@ -133,7 +137,8 @@ def _own(path: Path) -> int:
     if len(os.fsencode(path)) > _MAX_PATH:
         raise ChannelError(f"{path} is longer than {_MAX_PATH} bytes; set a shorter SIDECAR_SOCKET")
     try:
-        path.parent.mkdir(mode=0o770, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        _check_folder(path.parent)
         if path.is_symlink():
             raise ChannelError(f"{path} is a symbolic link; remove it, a socket goes there")
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -150,3 +155,18 @@ def _own(path: Path) -> int:
             f"{path} is owned by another sidecar; stop it, or set another SIDECAR_SOCKET"
         ) from error
     return lock
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ChannelError when somebody else could have laid `folder` in our way.
+
+    In a place where everybody may create files (`/tmp`), the folder must be this user's alone.
+    """
+    if not folder.exists() or not folder.parent.stat().st_mode & stat.S_IWOTH:
+        return
+    found = folder.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_ours or found.st_mode & stat.S_IWOTH:
+        raise ChannelError(
+            f"{folder} is not a folder of this user alone; remove it, or set SIDECAR_SOCKET"
+        )

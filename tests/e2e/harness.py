@@ -100,6 +100,11 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
+    def kill_all(self) -> None:
+        """kill -9 the process and every child in its session."""
+        os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
+
     def stop(self) -> None:
         """End the whole session, politely first."""
         for sign, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):

@@ -191,19 +191,19 @@ def test_a_raising_probe_is_counted_and_harms_nothing(guard, monkeypatch) -> Non
     assert not rows.any()
 
 
-def test_a_raising_reader_is_counted_and_harms_nothing(guard) -> None:
-    """A residual that cannot be added is our problem, not the layer's."""
-
-    class Carrier(TensorLayer):
-        def forward(self, positions, hidden_states, residual):
-            return super().forward(positions, hidden_states)
-
-    module = Carrier()
-    hidden = tokens(NUM_ROWS)
-    want = module(POSITIONS, hidden, object())
+def test_a_raising_reader_is_counted_and_harms_nothing(guard, monkeypatch) -> None:
+    """What raises while the stream is read is our problem, not the layer's."""
+    module = PairLayer()
+    hidden, residual = tokens(NUM_ROWS), tokens(NUM_ROWS, seed=1)
+    want = module(POSITIONS, hidden, residual)
     rows = tapped(module, guard)
-    torch.testing.assert_close(module(POSITIONS, hidden, object()), want, rtol=0, atol=0)
-    assert guard.errors == {"probe": 1}
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("sidecar.tap.attach._sum", broken)
+    torch.testing.assert_close(module(POSITIONS, hidden, residual), want, rtol=0, atol=0)
+    assert guard.errors == {"probe": 2}  # before the layer, and after it
     assert not rows.any()
 
 

@@ -84,3 +84,39 @@ def test_a_tap_attached_after_the_first_run_never_fires_and_is_called_dead(guard
     liveness.update(slab[:, PULSE, 0].numpy())
     assert not liveness.is_live
     assert liveness.dead_layers == [0, 1, 2]
+
+
+class OddPairLayer(PairLayer):
+    """A layer whose second output is a tensor, but no half of the stream."""
+
+    def forward(  # type: ignore[override]
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the stream, and something that cannot be added to it."""
+        return hidden_states + self.attention(hidden_states), hidden_states[:, :3]
+
+
+class ManyStreamLayer(PairLayer):
+    """A layer of four residual streams, like those of hyper-connections."""
+
+    def forward(  # type: ignore[override]
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give four streams where one is looked for."""
+        streams = self.attention(hidden_states).expand(4, -1, -1)
+        return streams, streams
+
+
+@pytest.mark.parametrize("layer", [OddPairLayer, ManyStreamLayer])
+def test_a_layer_of_another_shape_compiles_and_is_called_dead(layer, guard) -> None:
+    """No guard can catch an error inside a trace, so what cannot be added is not added."""
+    module = layer()
+    rows = torch.zeros(NUM_COLUMNS, CAPACITY)
+    attach_probe(Site(0, module), rows, guard)
+    torch._dynamo.reset()
+    run = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        outputs = run(torch.arange(4), tokens(4), None)
+    assert len(outputs) == 2
+    assert not rows.any()
+    assert not guard.errors

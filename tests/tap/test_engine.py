@@ -291,7 +291,9 @@ class BrokenSlab:
     def collect(self, plan: object) -> "BrokenSlab":
         return self
 
-    def wait(self) -> None:
+    is_ready = True
+
+    def arrays(self, num_groups: int) -> None:
         raise RuntimeError("a bug of ours")
 
     def release(self, result: object) -> None:
@@ -346,3 +348,23 @@ def test_what_was_lost_is_lost_for_its_request(served, inbox) -> None:
     assert record.coverage.observed == [4, 0, 0, 1]
     assert record.coverage.lost == 1
     assert inbox.wait_for(is_step(2)).body.coverage.lost == 1
+
+
+class SlowSlab(BrokenSlab):
+    """Collects, and has its numbers only later, like a GPU."""
+
+    is_ready = False
+
+
+def test_numbers_under_way_are_waited_for_without_blocking(served, inbox) -> None:
+    """The pump leaves a step that is not ready for a later look, and goes on reporting."""
+    slow = SlowSlab(served.slab)
+    served.tap._slab = slow
+    served.tap.arm(was_warmed_up=False)
+    served.step(("a", 1))
+    served.settle()
+    inbox.wait_for(is_state("starting"))
+    assert len(served.tap._events) == 1
+    slow.is_ready = True
+    inbox.wait_for(lambda frame: getattr(frame.body, "errors", None) == {"pump": 1})
+    assert not served.tap._events

@@ -40,7 +40,7 @@ def test_a_collected_step_is_the_grouping_of_its_rows() -> None:
     groups = [0, 2, 1, 1, 2]  # the last group is one of rows not to be counted
     result = made.collect(plan(groups, 2))
     assert result is not None
-    result.wait()
+    assert result.is_ready
     sums, bounds, pulse = result.arrays(2)
     want_sums = torch.zeros(3, NUM_LAYERS, NUM_SUMS, dtype=torch.float64)
     want_bounds = torch.zeros(3, NUM_LAYERS, NUM_BOUNDS)
@@ -136,3 +136,19 @@ def test_a_step_in_inference_mode_can_be_read_outside() -> None:
     sums, _, pulse = result.arrays(1)
     assert sums[0, 0, -2] == 2
     assert pulse.tolist() == made.rows[:, PULSE, 0].tolist() == [1.0, 1.0]
+
+
+def test_a_step_that_cannot_be_grouped_gives_its_result_back(monkeypatch) -> None:
+    """However often grouping raises, the ring keeps all its results."""
+    made = slab()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("sidecar.tap.probes.group_rows", broken)
+    for _ in range(2 * NUM_RESULTS):
+        with pytest.raises(RuntimeError, match="broken"):
+            made.collect(plan([0, 0], 1))
+    monkeypatch.undo()
+
+    assert made.collect(plan([0, 0], 1)) is not None

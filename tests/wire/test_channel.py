@@ -296,3 +296,27 @@ def test_nothing_is_not_a_message(receiver: Receiver) -> None:
 
     assert receiver.receive(0.05) is None
     assert 0.04 < time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("open_end", [Receiver, lambda path: Sender(path, ENGINE).open()])
+def test_a_folder_that_others_may_write_is_refused(
+    open_end: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Where everybody may create files, a folder that is not its user's alone is not entered."""
+    tmp_path.chmod(0o1777)
+    folder = tmp_path / "llm-internals-0"
+    folder.mkdir()
+    folder.chmod(0o777)
+
+    with pytest.raises(ChannelError, match="SIDECAR_SOCKET"):
+        open_end(folder / "ingest.sock")
+
+
+def test_a_linked_folder_is_refused_where_everybody_may_write(tmp_path: Path) -> None:
+    """A symbolic link may lead anywhere."""
+    tmp_path.chmod(0o1777)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(ChannelError, match="SIDECAR_SOCKET"):
+        Receiver(tmp_path / "link" / "ingest.sock")

@@ -45,7 +45,8 @@ def install() -> None:
         try:
             seat_worker(wrapper.worker, wrapper.vllm_config)
         except Exception as error:  # the worker must start, whatever happens to us
-            _LOG.warning("sidecar: cannot tap this worker; serving untapped", exc_info=error)
+            _LOG.warning("sidecar: error while seating the tap", exc_info=error)
+            refusal.report_unread(_meeting_point(), TapRefused(f"unread layout: {error!r}"))
 
     setattr(init_device, _PATCHED, True)
     WorkerWrapperBase.init_device = init_device
@@ -58,7 +59,7 @@ def seat_worker(worker: Any, vllm_config: Any) -> None:
         config = TapConfig.read(os.environ, options_of(vllm_config))
         config.key()  # or it would be found wanting only when the model is loaded
     except ConfigError as error:
-        config = TapConfig.meeting_point(os.environ)
+        config = _meeting_point()
         refusal.report(config, _source(vllm_config), engine, error, Guard(config.max_errors))
         return
     guard = Guard(config.max_errors)
@@ -116,6 +117,10 @@ class Seat:
             self._refuse(TapRefused("the tap failed to attach; see the engine's log"))
 
     def _refuse(self, error: SidecarError) -> None:
+        # The key is made at the first forward pass: an untapped graph must not load, nor become,
+        # the artefact of the tapped one.
+        untapped = f"{self._engine.fingerprint}-refused"
+        self._guard.run("refuse", fingerprint.write, self._vllm_config, untapped)
         refusal.report(self._config, self.source, self._engine, error, self._guard)
 
     def _attached(self) -> EngineTap:
@@ -163,6 +168,13 @@ class Seat:
     def _stop(self, *_: Any, **__: Any) -> None:
         if self._tap is not None:
             self._tap.stop()
+
+
+def _meeting_point() -> TapConfig:
+    try:
+        return TapConfig.meeting_point(os.environ)
+    except ConfigError:
+        return TapConfig()
 
 
 def _after(owner: Any, name: str, call: Callable[[], None]) -> None:
@@ -226,6 +238,10 @@ def _check_features(vllm_config: Any) -> None:
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "pooling models": vllm_config.model_config.runner_type != "generate",
         "encoder-decoder models": vllm_config.model_config.is_encoder_decoder,
+        # Late layers then see a part of the rows only.
+        "KV-sharing fast prefill": getattr(
+            vllm_config.cache_config, "kv_sharing_fast_prefill", False
+        ),
     }
     for feature, is_used in refused.items():
         if is_used:

@@ -7,6 +7,7 @@ product needs no switch for its tests.
 import itertools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -84,6 +85,21 @@ def late_tap() -> None:
     worker._after = later
 
 
+def log_sends() -> None:
+    """Write a line for each frame that is sent: the harness's own account."""
+    from sidecar.wire.channel import Sender
+
+    send, log = Sender.send, os.environ["SEND_LOG"]
+
+    def logged(sender: Any, body: Any, step: int = 0) -> bool:
+        is_sent = send(sender, body, step)
+        with Path(log).open("a") as lines:
+            lines.write(f"{sender.source.name} {sender.num_sent} {is_sent}\n")
+        return is_sent
+
+    Sender.send = logged
+
+
 def force_compile() -> None:
     """Make the CPU build compile as a GPU build does, ahead-of-time cache and all."""
     from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
@@ -118,6 +134,7 @@ SABOTAGE: dict[str, Callable[[], None]] = {
         raise_in_stats,
         no_fingerprint,
         late_tap,
+        log_sends,
         force_compile,
     )
 }

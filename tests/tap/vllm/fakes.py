@@ -270,6 +270,7 @@ def vllm_config(model: Decoder | None = None, **parts: dict[str, Any]) -> Simple
             cudagraph_capture_sizes=[],
             static_forward_context={f"layers.{i}.attn": m for i, m in enumerate(attention)},
         ),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
         speculative_config=None,
     )
     for part, changes in parts.items():

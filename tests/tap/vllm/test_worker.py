@@ -149,6 +149,7 @@ def test_a_tap_that_did_not_move_in_the_warm_up_is_dead(mode, state, ranks, tap_
         ({"parallel_config": {"prefill_context_parallel_size": 2}}, "prefill context parallelism"),
         ({"model_config": {"runner_type": "pooling"}}, "pooling models"),
         ({"model_config": {"is_encoder_decoder": True}}, "encoder-decoder models"),
+        ({"cache_config": {"kv_sharing_fast_prefill": True}}, "KV-sharing fast prefill"),
         ({"additional_config": object()}, "additional_config is a object"),
     ],
 )
