@@ -446,3 +446,13 @@ def test_a_seat_that_raises_leaves_the_worker_starting(
     wrapped_worker(wrapper_class, made, vllm_config()).init_device()
     assert made.calls == ["init_device"]
     assert "serving untapped" in caplog.text
+
+
+def test_a_refused_model_is_not_mistaken_for_a_tapped_one(ranks, tap_on) -> None:
+    """A graph that is compiled after the refusal has a key of its own in the compile cache."""
+    made = seated(model=nn.Linear(2, 2))
+    tapped = made.vllm_config.additional_config[fingerprint.KEY]
+    made.load_model()
+    tap_on.wait_for(is_state("refused"))
+
+    assert made.vllm_config.additional_config[fingerprint.KEY] == f"{tapped}-refused"
