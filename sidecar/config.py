@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sidecar.errors import ConfigError
 
@@ -26,6 +26,13 @@ _OF_KUBERNETES: Final = re.compile(
     r"^SIDECAR_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$"
 )
 _FALSE: Final = ("0", "false", "no", "off", "")
+
+
+def _names(value: object) -> object:
+    """A list of names may be written with commas."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
 
 
 class Shared(BaseModel):
@@ -63,12 +70,41 @@ class TapConfig(Shared):
     flush_seconds: time between frames.
     max_errors: exceptions of ours at one site before that site is disarmed.
     requests: whether each finished request is described by a record of its own.
+    signatures: whether requests are summed up as signatures, at their end and every second.
+    signature_layers: layers of a signature, evenly spaced, the first and the last included.
+    attention_layers: attention layers that are sampled, spaced likewise; 0 for none.
+    attention_every: each of them is sampled once in so many steps; 0 for never.
+    attention_requests: requests sampled in one step at most.
+    confidence_every: generated tokens are measured every so many steps; 0 for never.
+    router: whether the routers of mixture-of-experts layers are measured.
+    sketch_layers: layers whose residual stream is projected, spaced likewise; 0 for none.
+    sketch_size, sketch_seed: random orthonormal directions per layer, and what draws them.
+    probe_file: JSON file that describes probes of your own; none by default.
+    adapters: LoRA adapters that may be labels, separated by commas; others are `other`.
+    budget_share: most time that the tap may take, as a share of the engine's; 0 for no limit.
+    allow_opt_out: whether a client may ask that its request is not measured.
+    control_file: file whose contents steer the tap while it runs; beside the socket by default.
     """
 
     tap: bool = False
     flush_seconds: Annotated[float, Field(ge=0.05, le=10.0)] = 1.0
     max_errors: Annotated[int, Field(ge=1, le=1000)] = 10
     requests: bool = True
+    signatures: bool = True
+    signature_layers: Annotated[int, Field(ge=1, le=64)] = 10
+    attention_layers: Annotated[int, Field(ge=0, le=64)] = 10
+    attention_every: Annotated[int, Field(ge=0, le=1_000_000)] = 16
+    attention_requests: Annotated[int, Field(ge=1, le=1024)] = 8
+    confidence_every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    router: bool = True
+    sketch_layers: Annotated[int, Field(ge=0, le=16)] = 4
+    sketch_size: Annotated[int, Field(ge=1, le=64)] = 16
+    sketch_seed: Annotated[int, Field(ge=0, lt=1 << 62)] = 0
+    probe_file: Path | None = None
+    adapters: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    allow_opt_out: bool = False
+    control_file: Path | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> Self:

@@ -1,42 +1,96 @@
 """One tapped engine: rows in on the engine's thread, frames out on the pump's.
 
-Step path (`observe`, `finish`): plan the rows, launch the grouping, append to a deque. No wait, no
-lock, no log. Everything else happens on the pump thread, at its own pace; when it falls behind,
-steps are lost and counted, and the engine does not notice.
+Step path (`enter`, `observe`, `settle`, `submit`, `finish`): plan the rows, launch the grouping,
+append to a deque. No wait, no lock, no log. Everything else happens on the pump thread, at its own
+pace; when it falls behind, steps are lost and counted, and the engine does not notice.
 """
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from sidecar.config import TapConfig
+from sidecar.tap import signature
+from sidecar.tap.governor import Governor
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instrument, Pending, RowInstrument, Sampler
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
 from sidecar.tap.nameplate import Nameplate
+from sidecar.tap.orders import Orders
 from sidecar.tap.pump import Pump, Work
-from sidecar.tap.rows import Batch, Plan, RowMap
-from sidecar.tap.slab import Result, Slab
+from sidecar.tap.ring import Loan
+from sidecar.tap.roster import Entry, Roster
+from sidecar.tap.rows import Batch, Ints, Plan, RowMap
+from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.channel import Sender
-from sidecar.wire.frame import MAX_BYTES, Body, Request, Requests, Status, TapState
+from sidecar.wire.frame import (
+    MAX_BYTES,
+    Body,
+    Request,
+    Requests,
+    Signature,
+    Signatures,
+    Status,
+    Table,
+    TapState,
+    Totals,
+)
+from sidecar.wire.signature import Layout
 
 MAX_PENDING: Final = 4096  # events between two polls; more means that the pump has stopped
+SIGNATURE_NS: Final = 1_000_000_000  # between two signatures of one long request
 
 
-class Step(NamedTuple):
-    """A measured forward pass; `result` is None when there was no room for it."""
+@dataclass
+class Step:
+    """A forward pass; `loan` is None when it was not measured, for the given cause.
+
+    accepted: [n] draft tokens accepted of each request; None while that is not known.
+    extras: what the row instruments made of the same pass.
+    """
 
     plan: Plan
-    result: Result | None
     t_ns: int
+    loan: Loan | None = None
+    selection: Selection | None = None
+    cause: str = "lost"
+    accepted: Ints | None = None
+    extras: list[tuple[RowInstrument, Pending]] = field(default_factory=list)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be added up without a wait."""
+        if self.loan is None:
+            return True
+        if len(self.plan.drafts) and self.accepted is None:
+            return False
+        return self.loan.is_ready and all(pending.is_ready for _, pending in self.extras)
+
+
+class Reading(NamedTuple):
+    """Numbers of a sampler, on their way."""
+
+    sampler: Sampler
+    pending: Pending
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether they are here."""
+        return self.pending.is_ready
 
 
 class Ended(NamedTuple):
-    """Requests that are over, with the slots they held."""
+    """A request that is over, the slot it held, and what was known of it."""
 
-    requests: list[tuple[str, int]]
+    req_id: str
+    slot: int
+    entry: Entry
+    is_ready: bool = True
 
 
 @dataclass
@@ -49,8 +103,28 @@ class Verdict:
     dead_layers: list[int] = field(default_factory=list)
 
 
+@dataclass
+class Instruments:
+    """What is measured beside the residual stream.
+
+    layout: of the signatures. sketches: [sketched layers, 2, size] of a request slot.
+    absent: groups of signals this engine cannot give, with the reason.
+    """
+
+    layout: Layout
+    rows: list[RowInstrument] = field(default_factory=list)
+    samplers: list[Sampler] = field(default_factory=list)
+    sketches: Callable[[int], signature.Floats] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def all(self) -> list[Instrument]:
+        """Of both kinds."""
+        return [*self.rows, *self.samplers]
+
+
 class EngineTap:
-    """Puts slab, rows, ledger and pump together.
+    """Puts slab, rows, ledger, instruments and pump together.
 
     layer_ids: global ids of the layers whose views of `slab` were attached.
     max_requests: requests in one batch at most.
@@ -65,7 +139,13 @@ class EngineTap:
         sender: Sender,
         guard: Guard,
         max_requests: int,
+        instruments: Instruments | None = None,
+        governor: Governor | None = None,
     ) -> None:
+        self.roster = Roster(config.adapters, allow_opt_out=config.allow_opt_out)
+        self.governor = governor or Governor(config, layer_ids, slab)
+        self.step = 0
+        self.plan: Plan | None = None
         self._config = config
         self._engine = engine
         self._layer_ids = layer_ids
@@ -74,11 +154,27 @@ class EngineTap:
         self._rows = RowMap(2 * max_requests)
         self._ledger = Ledger(layer_ids, self._rows.capacity)
         self._liveness = Liveness(layer_ids)
-        self._events: deque[Step | Ended] = deque()
+        self._instruments = instruments or Instruments(
+            Layout(signature.evenly(layer_ids, config.signature_layers))
+        )
+        self._events: deque[Step | Reading | Ended] = deque()
+        self._undecided: Step | None = None
         self._finished: list[Request] = []
+        self._signatures: list[Signature] = []
+        self._signed_ns: dict[int, int] = {}
         self._is_armed = False
         work = Work(self._drain, self._bodies, lambda: self._ledger.num_steps)
         self._pump = Pump(sender, work, guard, config.flush_seconds)
+
+    @property
+    def orders(self) -> Orders:
+        """What to measure now."""
+        return self.governor.orders
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the step under way is to be measured."""
+        return self._is_armed and not self._guard.disarmed and self.orders.measures(self.step)
 
     def start(self) -> None:
         """Begin to report; nothing is measured before `arm`."""
@@ -97,68 +193,193 @@ class EngineTap:
 
     def observe(self, batch: Batch) -> None:
         """Measure the forward pass that has just been launched. Step path."""
+        self.plan = None
         if not self._is_armed or self._guard.disarmed:
             return
         if len(self._events) >= MAX_PENDING:
             return
-        plan = self._rows.plan(batch)
-        result = None
+        if self._undecided is not None:
+            # Nobody said which drafts were accepted: those rows are in doubt, so not counted.
+            self.settle(np.zeros(len(self._undecided.plan.batch_slots), np.int64))
+        plan = self._rows.plan(batch, self.roster.opted_out)
+        step = Step(plan, time.time_ns())
         try:
-            result = self._slab.collect(plan)
+            self._collect(step)
         finally:  # planned rows that could not be collected are lost, and must be counted
-            self._events.append(Step(plan, result, time.time_ns()))
+            self._events.append(step)
+            self.plan = plan
+            if len(plan.drafts):
+                self._undecided = step
+            self.step += 1
+
+    def settle(self, accepted: Ints) -> None:
+        """Tell how many draft tokens of each request of the last batch, [n], were accepted."""
+        step, self._undecided = self._undecided, None
+        if step is not None:
+            self._rows.settle(step.plan, accepted)
+            step.accepted = accepted
+
+    def submit(self, sampler: Sampler, pending: Pending) -> None:
+        """Numbers of the last batch that a sampler has started to read. Step path."""
+        self._events.append(Reading(sampler, pending))
 
     def finish(self, req_ids: Iterable[str]) -> None:
         """Close the accounts of requests that the scheduler has finished. Step path."""
+        entries = {req_id: self.roster.leave(req_id) for req_id in req_ids}
         if self._is_armed:
-            known = self._rows.forget(list(req_ids))
-            if known:
-                self._events.append(Ended(known))
+            for req_id, slot in self._rows.forget(list(entries)):
+                self._events.append(Ended(req_id, slot, entries[req_id]))
 
     def stop(self) -> None:
         """Report what is left and end the pump."""
         self._is_armed = False
         self._pump.stop()
 
+    def _collect(self, step: Step) -> None:
+        orders = self.orders
+        if not orders.measures(self.step):
+            step.cause = "shed"
+            return
+        step.selection = orders.selection
+        step.loan = self._slab.collect(step.plan, orders.selection)
+        if step.loan is not None:
+            for instrument in self._instruments.rows:
+                pending = instrument.collect(step.plan)
+                if pending is not None:
+                    step.extras.append((instrument, pending))
+
     def _drain(self) -> None:
-        while self._events and _is_ready(self._events[0]):
+        while self._events and self._events[0].is_ready:
             match self._events.popleft():
                 case Step() as step:
                     self._account(step)
-                case Ended(requests):
-                    self._end(requests)
+                case Reading(sampler, pending):
+                    sampler.account(pending)
+                case Ended() as ended:
+                    self._end(ended)
 
     def _account(self, step: Step) -> None:
-        if step.result is None:
-            self._ledger.lose(step.plan, step.t_ns)
-        else:
-            self._add(step.plan, step.result, step.t_ns)
-
-    def _add(self, plan: Plan, result: Result, t_ns: int) -> None:
+        kept = None if step.accepted is None else step.plan.accept(step.accepted)
         try:
-            sums, bounds, pulse = result.arrays(plan.num_groups)
-            self._ledger.add(plan, sums, bounds, t_ns)
-            self._liveness.update(pulse)
+            self._add(step)
         finally:
-            self._slab.release(result)
+            for instrument, pending in step.extras:
+                instrument.account(pending, step.plan, kept)
 
-    def _end(self, requests: list[tuple[str, int]]) -> None:
-        for req_id, slot in requests:
-            request = self._ledger.finish(req_id, slot)
-            if request is not None and self._config.requests:
-                self._finished.append(request)
+    def _add(self, step: Step) -> None:
+        if step.loan is None:
+            self._ledger.lose(step.plan, step.t_ns, step.cause)
+            return
+        try:
+            plan, selection = step.plan, step.selection
+            grouped = self._slab.read(step.loan, plan.num_groups, selection)
+            places = None if selection is None else selection.places
+            self._ledger.add(
+                plan,
+                grouped.sums,
+                grouped.bounds,
+                step.t_ns,
+                accepted=step.accepted,
+                places=places,
+            )
+            self._liveness.update(grouped.pulses)
+        finally:
+            self._slab.release(step.loan)
 
-    def _bodies(self) -> Iterable[Body]:
+    def _end(self, ended: Ended) -> None:
+        slot = ended.slot
+        num_generated = self._ledger.num_generated(slot)
+        request = self._ledger.finish(ended.req_id, slot)
+        try:
+            if request is not None and not ended.entry.is_out:
+                self._complete(request, slot, ended.entry)
+                if self._config.signatures:
+                    signed = self._sign(request, slot, num_generated, is_final=True)
+                    self._signatures.append(signed)
+                if self._config.requests:
+                    self._finished.append(request)
+        finally:
+            self._signed_ns.pop(slot, None)
+            for instrument in self._instruments.all:
+                instrument.clear(slot)
+
+    def _complete(self, request: Request, slot: int, entry: Entry) -> None:
+        request.adapter = entry.adapter
+        request.preemptions = entry.preemptions
+        request.tables = [
+            table for instrument in self._instruments.all for table in instrument.of_request(slot)
+        ]
+
+    def _sign(
+        self, request: Request, slot: int, num_generated: int, *, is_final: bool
+    ) -> Signature:
+        kit = self._instruments
+        sketches = None if kit.sketches is None else kit.sketches(slot)
+        return Signature(
+            request.id,
+            request.end_ns,
+            is_final,
+            request.num_prompt_tokens,
+            num_generated,
+            request.adapter,
+            request.preemptions,
+            signature.values(kit.layout, self._layer_ids, request, sketches)
+            .astype("<f4", copy=False)
+            .tobytes(),
+        )
+
+    def _sign_running(self) -> None:
+        """Signatures of requests that have run for another second."""
+        now = time.time_ns()
+        for slot, req_id in self._ledger.running_since(now - SIGNATURE_NS):
+            entry = self.roster.get(req_id)
+            if entry.is_out or now - self._signed_ns.get(slot, 0) < SIGNATURE_NS:
+                continue
+            request = self._ledger.peek(req_id, slot)
+            if request is not None:
+                self._signed_ns[slot] = now
+                self._complete(request, slot, entry)
+                num_generated = self._ledger.num_generated(slot)
+                signed = self._sign(request, slot, num_generated, is_final=False)
+                self._signatures.append(signed)
+
+    def _bodies(self) -> Iterator[Body]:
+        self.governor.govern()
         yield self._status()
         yield self._ledger.layers()
+        yield from self._totals()
         finished, self._finished = self._finished, []
         for start in range(0, len(finished), step := self._requests_per_frame()):
             yield Requests(self._layer_ids, finished[start : start + step])
+        if self._config.signatures:
+            self._sign_running()
+        signed, self._signatures = self._signatures, []
+        for start in range(0, len(signed), step := self._signatures_per_frame(signed)):
+            yield Signatures(self._instruments.layout, signed[start : start + step])
+
+    def _totals(self) -> Iterator[Totals]:
+        tables: list[Table] = []
+        size = 0
+        for instrument in self._instruments.all:
+            for table in instrument.totals():
+                size += _num_bytes(table)
+                if tables and size > MAX_BYTES // 2:
+                    yield Totals(tables)
+                    tables, size = [], _num_bytes(table)
+                tables.append(table)
+        if tables:
+            yield Totals(tables)
 
     def _requests_per_frame(self) -> int:
         # sums, extremes and counts of one request; see frame.Moments.
         bytes_per_request = 4 * len(self._layer_ids) * (72 + 24 + 8) + 1024
+        if self._finished:
+            bytes_per_request += sum(map(_num_bytes, self._finished[0].tables))
         return max(1, MAX_BYTES // 2 // bytes_per_request)
+
+    def _signatures_per_frame(self, signed: list[Signature]) -> int:
+        size = len(signed[0].values) + 1024 if signed else 1
+        return max(1, MAX_BYTES // 2 // size)
 
     def _status(self) -> Status:
         verdict = self._verdict()
@@ -167,6 +388,10 @@ class EngineTap:
         )
         status.num_layers = len(self._layer_ids)
         status.dead_layers = verdict.dead_layers
+        status.absent = dict(self._instruments.absent)
+        status.shed_level = self.orders.shed_level
+        status.cost_share = self.governor.cost_share
+        status.control = self.orders.revision
         return status
 
     def _verdict(self) -> Verdict:
@@ -185,5 +410,6 @@ class EngineTap:
         return Verdict("live", "", "")
 
 
-def _is_ready(event: Step | Ended) -> bool:
-    return isinstance(event, Ended) or event.result is None or event.result.is_ready
+def _num_bytes(table: Table) -> int:
+    labels = sum(len(label) + 2 for axis in table.axes for label in axis)
+    return len(table.count) + len(table.sums) + len(table.extremes) + len(table.last) + labels

@@ -4,14 +4,14 @@ Pure numpy; owned by the pump thread. Totals are float64 and cumulative since bo
 a plan names is added to exactly one account and once to the totals.
 """
 
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.tap.rows import Ints, Plan
+from sidecar.wire.fields import MAX_TEXT
 from sidecar.wire.frame import (
-    MAX_TEXT,
     NUM_EXTREMES,
     NUM_POPULATIONS,
     NUM_POWERS,
@@ -24,6 +24,7 @@ from sidecar.wire.frame import (
 
 _NUM_POWER_SUMS: Final = NUM_SIGNALS * NUM_POWERS
 _EVERYTHING: Final = np.zeros(1, np.int64)  # the totals have one owner
+_CAUSES: Final = ("prefix_cached", "lost", "recomputed", "shed", "opted_out", "rejected")
 
 
 class Ledger:
@@ -35,40 +36,61 @@ class Ledger:
     def __init__(self, layer_ids: list[int], num_slots: int) -> None:
         self.num_steps = 0
         self.num_requests = 0
+        self.names: dict[int, str] = {}
         self._layer_ids = layer_ids
         self._totals = _Accounts(len(layer_ids), 1)
         self._requests = _Accounts(len(layer_ids), num_slots)
 
     def add(
-        self, plan: Plan, sums: NDArray[np.float64], bounds: NDArray[np.float32], t_ns: int
+        self,
+        plan: Plan,
+        sums: NDArray[np.float64],
+        bounds: NDArray[np.float32],
+        t_ns: int,
+        *,
+        accepted: Ints | None = None,
+        places: Ints | None = None,
     ) -> None:
-        """Add the grouped rows of one step: [G, L, NUM_SUMS] and [G, L, NUM_BOUNDS]."""
+        """Add the grouped rows of one step: [G, L, NUM_SUMS] and [G, L, NUM_BOUNDS].
+
+        accepted: [n] draft tokens accepted of each request, where the plan has draft rows.
+        places: indices of the layers that were reduced, when not all were.
+        """
         self.num_steps += 1
         self._open(plan, t_ns)
-        for population in set(plan.populations.tolist()):
-            mine = plan.populations == population
-            sizes, powers, extremes = plan.sizes[mine], sums[mine], bounds[mine]
-            self._requests.add(plan.slots[mine], population, sizes, powers, extremes)
-            self._totals.add(
-                _EVERYTHING,
-                population,
-                sizes.sum(keepdims=True),
-                powers.sum(0, keepdims=True),
-                extremes.max(0, keepdims=True),
-            )
+        groups = _Groups(plan.slots, plan.populations, plan.sizes, sums, bounds)
+        if accepted is not None:
+            kept = plan.accept(accepted)
+            self._totals.rejected += int(plan.sizes[~kept].sum())
+            groups = groups.pick(kept).merged()
+        for population in set(groups.populations.tolist()):
+            mine = groups.pick(groups.populations == population)
+            self._requests.add(mine, population, places)
+            self._totals.add(mine.summed(), population, places)
 
-    def lose(self, plan: Plan, t_ns: int) -> None:
-        """Account for the rows of a step that could not be collected."""
+    def lose(self, plan: Plan, t_ns: int, cause: str = "lost") -> None:
+        """Account for the rows of a step that were not collected: `lost`, or `shed` on purpose."""
         self._open(plan, t_ns)
-        np.add.at(self._requests.lost, plan.slots, plan.sizes)
-        self._totals.lost += int(plan.sizes.sum())
+        certain = plan.drafts == 0 if len(plan.drafts) else np.ones(plan.num_groups, bool)
+        np.add.at(getattr(self._requests, cause), plan.slots[certain], plan.sizes[certain])
+        total = getattr(self._totals, cause)
+        total += int(plan.sizes[certain].sum())
 
     def finish(self, req_id: str, slot: int) -> Request | None:
         """Close the account of a finished request; None when it never had a row."""
+        request = self.peek(req_id, slot)
+        if request is not None:
+            self._requests.clear(slot)
+            self.names.pop(slot, None)
+            self.num_requests += 1
+        return request
+
+    def peek(self, req_id: str, slot: int) -> Request | None:
+        """The account of a request so far; None when it has no row yet."""
         accounts = self._requests
         if slot >= accounts.num_slots or not accounts.start_ns[slot]:
             return None
-        request = Request(
+        return Request(
             req_id[:MAX_TEXT],  # the client chose most of it
             int(accounts.start_ns[slot]),
             int(accounts.end_ns[slot]),
@@ -76,9 +98,15 @@ class Ledger:
             accounts.coverage(slot),
             accounts.arrays(slot).pack(),
         )
-        accounts.clear(slot)
-        self.num_requests += 1
-        return request
+
+    def num_generated(self, slot: int) -> int:
+        """Rows of a living request after its prompt, whether measured or not."""
+        return max(0, int(self._requests.ends[slot] - self._requests.prompts[slot]))
+
+    def running_since(self, t_ns: int) -> list[tuple[int, str]]:
+        """Slots and ids of the living requests whose first row is no younger than `t_ns`."""
+        starts = self._requests.start_ns
+        return [(slot, name) for slot, name in self.names.items() if 0 < starts[slot] <= t_ns]
 
     def layers(self) -> Layers:
         """Running totals; the extremes cover the time since the last call."""
@@ -97,18 +125,66 @@ class Ledger:
         slots = plan.batch_slots
         if len(slots) and int(slots.max()) >= accounts.num_slots:
             accounts.grow(int(slots.max()) + 1)
+        self.names.update(plan.entered)
         accounts.start_ns[slots] = np.where(
             accounts.start_ns[slots], accounts.start_ns[slots], t_ns
         )
         accounts.end_ns[slots] = t_ns
         accounts.prompts[slots] = plan.prompts
-        if len(plan.cached):
-            accounts.cached[slots] += plan.cached
-            accounts.lost[slots] += plan.lost
-            accounts.recomputed[slots] += plan.recomputed
-            self._totals.cached += int(plan.cached.sum())
-            self._totals.lost += int(plan.lost.sum())
-            self._totals.recomputed += int(plan.recomputed.sum())
+        accounts.ends[slots] = np.maximum(accounts.ends[slots], plan.ends)
+        for cause, tokens in (
+            ("prefix_cached", plan.cached),
+            ("lost", plan.lost),
+            ("recomputed", plan.recomputed),
+            ("opted_out", plan.opted_out),
+        ):
+            if len(tokens):
+                getattr(accounts, cause)[slots] += tokens
+                total = getattr(self._totals, cause)
+                total += int(tokens.sum())
+
+
+class _Groups(NamedTuple):
+    """Grouped rows and whose they are, [G]; each owner is named once per population."""
+
+    slots: Ints
+    populations: Ints
+    sizes: Ints
+    sums: NDArray[np.float64]
+    bounds: NDArray[np.float32]
+
+    def pick(self, chosen: NDArray[np.bool_]) -> "_Groups":
+        return _Groups(
+            self.slots[chosen],
+            self.populations[chosen],
+            self.sizes[chosen],
+            self.sums[chosen],
+            self.bounds[chosen],
+        )
+
+    def merged(self) -> "_Groups":
+        """Groups of one owner and population made one: accepted draft rows join the others."""
+        key = NUM_POPULATIONS * self.slots + self.populations
+        order = np.argsort(key, kind="stable")
+        starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+        heads = order[starts]
+        return _Groups(
+            self.slots[heads],
+            self.populations[heads],
+            np.add.reduceat(self.sizes[order], starts),
+            np.add.reduceat(self.sums[order], starts),
+            np.maximum.reduceat(self.bounds[order], starts),
+        )
+
+    def summed(self) -> "_Groups":
+        """All of them as one group, of the one owner that the totals have."""
+        return _Groups(
+            _EVERYTHING,
+            self.populations[:1],
+            self.sizes.sum(keepdims=True),
+            self.sums.sum(0, keepdims=True),
+            self.bounds.max(0, keepdims=True),
+        )
 
 
 class _Accounts:
@@ -122,36 +198,38 @@ class _Accounts:
         self.bounds = np.full((*cells, 2 * NUM_SIGNALS), -np.inf, np.float32)
         self.nonfinite = np.zeros((num_slots, num_layers), np.uint64)
         self.observed = np.zeros((num_slots, NUM_POPULATIONS), np.int64)
-        self.cached: Ints = np.zeros(num_slots, np.int64)
+        self.prefix_cached: Ints = np.zeros(num_slots, np.int64)
         self.lost: Ints = np.zeros(num_slots, np.int64)
         self.recomputed: Ints = np.zeros(num_slots, np.int64)
+        self.shed: Ints = np.zeros(num_slots, np.int64)
+        self.opted_out: Ints = np.zeros(num_slots, np.int64)
+        self.rejected: Ints = np.zeros(num_slots, np.int64)
         self.prompts: Ints = np.zeros(num_slots, np.int64)
+        self.ends: Ints = np.zeros(num_slots, np.int64)
         self.start_ns: Ints = np.zeros(num_slots, np.int64)
         self.end_ns: Ints = np.zeros(num_slots, np.int64)
 
-    def add(
-        self,
-        slots: Ints,
-        population: int,
-        sizes: Ints,
-        sums: NDArray[np.float64],
-        bounds: NDArray[np.float32],
-    ) -> None:
-        """Add groups of one population to their owners in `slots`, each named once."""
-        self.observed[slots, population] += sizes
-        self.powers[slots, population] += sums[..., :_NUM_POWER_SUMS]
-        self.count[slots, population] += sums[..., _NUM_POWER_SUMS].astype(np.uint64)
-        self.nonfinite[slots] += sums[..., _NUM_POWER_SUMS + 1].astype(np.uint64)
-        largest = np.maximum(self.bounds[slots, population], bounds)
-        self.bounds[slots, population] = largest
+    def add(self, groups: _Groups, population: int, places: Ints | None) -> None:
+        """Add groups of one population, each of another owner."""
+        slots, sums = groups.slots, groups.sums
+        counts = sums[..., _NUM_POWER_SUMS].astype(np.uint64)
+        nonfinite = sums[..., _NUM_POWER_SUMS + 1].astype(np.uint64)
+        # A plain index is twice as fast as one by layers.
+        cells: Any = (slots, population)
+        layers: Any = slots
+        if places is not None:
+            cells, layers = (slots[:, None], population, places), (slots[:, None], places)
+        self.observed[slots, population] += groups.sizes
+        self.powers[cells] += sums[..., :_NUM_POWER_SUMS]
+        self.count[cells] += counts
+        self.nonfinite[layers] += nonfinite
+        self.bounds[cells] = np.maximum(self.bounds[cells], groups.bounds)
 
     def coverage(self, slot: int) -> Coverage:
         """What became of the rows of one owner."""
         return Coverage(
             self.observed[slot].tolist(),
-            int(self.cached[slot]),
-            int(self.lost[slot]),
-            int(self.recomputed[slot]),
+            **{cause: int(getattr(self, cause)[slot]) for cause in _CAUSES},
         )
 
     def arrays(self, slot: int) -> Arrays:
@@ -188,10 +266,9 @@ class _Accounts:
             self.powers,
             self.nonfinite,
             self.observed,
-            self.cached,
-            self.lost,
-            self.recomputed,
+            *(getattr(self, cause) for cause in _CAUSES),
             self.prompts,
+            self.ends,
             self.start_ns,
             self.end_ns,
         ]

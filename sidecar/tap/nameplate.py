@@ -5,7 +5,8 @@ Loads no torch, so that a refusal can be reported from any process.
 
 from dataclasses import dataclass
 
-from sidecar.wire.frame import MAX_LONG_TEXT, Status, TapState
+from sidecar.wire.fields import MAX_LONG_TEXT
+from sidecar.wire.frame import Status, TapState
 
 
 @dataclass

@@ -2,10 +2,13 @@
 
 Batch order is the order of the rows, after the runner has prepared its inputs (the scheduler's
 own order differs). Every row of every batch ends in exactly one of: a group, `recomputed`; and
-every token of a request in exactly one of `observed`, `prefix_cached`, `lost`.
+every token of a request in exactly one of `observed`, `prefix_cached`, `lost`, `shed`,
+`opted_out`. Rows of draft tokens stand in groups of their own until it is known which of them were
+accepted; the others belong to no request.
 Pure numpy; steady decode costs four small array operations a step.
 """
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,6 +19,7 @@ from sidecar.wire.signals import NUM_FIRST_POSITIONS
 Ints = NDArray[np.int64]
 
 NO_GAP: Final[Ints] = np.zeros(0, np.int64)
+NO_FLAGS: Final[NDArray[np.bool_]] = np.zeros(0, bool)
 
 
 class Batch(NamedTuple):
@@ -23,12 +27,17 @@ class Batch(NamedTuple):
 
     req_ids: [n] request ids. starts: [n] position of each request's first row.
     counts: [n] rows of each request. prompts: [n] prompt lengths in tokens.
+    drafts: [n] how many of the last rows are of draft tokens; empty when none are.
+    partial: [n] whether the request's last row leads to no token, its prefill being unfinished;
+    empty when that is so for none.
     """
 
     req_ids: list[str]
     starts: Ints
     counts: Ints
     prompts: Ints
+    drafts: Ints = NO_GAP
+    partial: NDArray[np.bool_] = NO_FLAGS
 
 
 class Plan(NamedTuple):
@@ -36,9 +45,12 @@ class Plan(NamedTuple):
 
     groups: [T] group of each row; `num_groups` itself is the group of rows not to be counted.
     slots, populations, sizes: [G] request slot, population index and rows of each group.
-    batch_slots, prompts: [n] slot and prompt length of each request of the batch.
-    cached, lost, recomputed: [n] tokens that these rows prove were never computed, were computed
-    unseen, or are computed again; empty when all are 0.
+    batch_slots, prompts, ends: [n] slot, prompt length, and position after the last row.
+    cached, lost, recomputed, opted_out: [n] tokens that these rows prove were never computed, were
+    computed unseen, are computed again, or may not be measured; empty when all are 0.
+    owners, drafts: [G] place in the batch, and which draft token (from 1) a group is the row of, 0
+    being any other row; empty without draft tokens.
+    entered: requests of the batch that have no row before it, with their slots.
     """
 
     groups: Ints
@@ -48,9 +60,19 @@ class Plan(NamedTuple):
     sizes: Ints
     batch_slots: Ints
     prompts: Ints
+    ends: Ints
     cached: Ints
     lost: Ints
     recomputed: Ints
+    opted_out: Ints
+    owners: Ints
+    drafts: Ints
+    entered: tuple[tuple[int, str], ...]
+
+    def accept(self, accepted: Ints) -> NDArray[np.bool_]:
+        """[G] which groups are to be counted, when `accepted` [n] draft tokens were."""
+        mine: NDArray[np.bool_] = self.drafts <= accepted[self.owners]
+        return mine
 
 
 class RowMap:
@@ -71,20 +93,27 @@ class RowMap:
         """Slots there are, used or free."""
         return len(self._next)
 
-    def plan(self, batch: Batch) -> Plan:
-        """Where the rows of `batch` belong; remembers that they have been seen."""
-        if self._is_steady(batch):
+    def plan(self, batch: Batch, opted_out: Collection[str] = ()) -> Plan:
+        """Where the rows of `batch` belong; remembers that they have been seen.
+
+        opted_out: requests whose rows may not be measured.
+        """
+        if not opted_out and self._is_steady(batch):
             _, plan = self._steady  # type: ignore[misc]  # _is_steady has checked for None
             self._next[plan.batch_slots] += 1
-            return plan
+            return plan._replace(ends=batch.starts + 1, entered=())
         slots = np.fromiter(
             (self._slot(req) for req in batch.req_ids), np.int64, len(batch.req_ids)
         )
-        plan = self._plan(batch, slots)
+        plan = self._plan(batch, slots, opted_out)
         self._is_new[slots] = False
-        self._next[slots] = np.maximum(self._next[slots], batch.starts + batch.counts)
-        self._steady = (list(batch.req_ids), plan) if _repeats(batch, plan) else None
+        self._next[slots] = np.maximum(self._next[slots], _certain(batch))
+        self._steady = None if opted_out or not _repeats(batch, plan) else (batch.req_ids[:], plan)
         return plan
+
+    def settle(self, plan: Plan, accepted: Ints) -> None:
+        """Remember that `accepted` [n] of the draft tokens of the batch of `plan` were."""
+        self._next[plan.batch_slots] += accepted
 
     def forget(self, req_ids: list[str]) -> list[tuple[str, int]]:
         """Free the slots of finished requests; returns those that were known, with their slots."""
@@ -99,6 +128,8 @@ class RowMap:
 
     def _is_steady(self, batch: Batch) -> bool:
         if self._steady is None or self._steady[0] != batch.req_ids:
+            return False
+        if len(batch.drafts) and batch.drafts.any():
             return False
         expected = self._next[self._steady[1].batch_slots]
         return bool((batch.counts == 1).all() and (batch.starts == expected).all())
@@ -117,8 +148,9 @@ class RowMap:
         self._next = np.concatenate([self._next, np.zeros(size, np.int64)])
         self._is_new = np.concatenate([self._is_new, np.ones(size, bool)])
 
-    def _plan(self, batch: Batch, slots: Ints) -> Plan:
+    def _plan(self, batch: Batch, slots: Ints, opted_out: Collection[str]) -> Plan:
         seen = self._next[slots]
+        is_new = self._is_new[slots]
         gap = np.maximum(batch.starts - seen, 0)
         again = np.clip(seen - batch.starts, 0, batch.counts)
 
@@ -129,23 +161,45 @@ class RowMap:
         population = 2 * decode + (position >= NUM_FIRST_POSITIONS)
 
         fresh = position >= seen[owner]
-        key = (4 * owner + population)[fresh]
+        muted = _muted(batch, opted_out)
+        hidden = np.bincount(owner[fresh & muted[owner]], minlength=len(slots))
+        fresh &= ~muted[owner]
+        draft = np.maximum(position - (_certain(batch) - 1)[owner], 0)
+        key = (4 * (owner + len(slots) * draft) + population)[fresh]
         # Positions rise within a request, so rows of one group stand together.
         begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else NO_GAP
         sizes = np.diff(np.r_[begins, len(key)])
         groups = np.full(len(owner), len(begins), np.int64)
         groups[fresh] = np.repeat(np.arange(len(begins)), sizes)
-        heads = key[begins]
+        heads = np.flatnonzero(fresh)[begins]
+        has_drafts = bool(len(batch.drafts) and batch.drafts.any())
         return Plan(
             groups,
             len(begins),
-            slots[heads // 4],
-            heads % 4,
+            slots[owner[heads]],
+            population[heads],
             sizes,
             slots,
             batch.prompts,
-            *_gaps(gap, self._is_new[slots], again),
+            batch.starts + batch.counts,
+            *_gaps(gap, is_new, again),
+            hidden if len(opted_out) and hidden.any() else NO_GAP,
+            owner[heads] if has_drafts else NO_GAP,
+            draft[heads] if has_drafts else NO_GAP,
+            tuple((int(slots[i]), batch.req_ids[i]) for i in np.flatnonzero(is_new)),
         )
+
+
+def _certain(batch: Batch) -> Ints:
+    """[n] position after the last row that no rejection can undo."""
+    ends = batch.starts + batch.counts
+    return ends - batch.drafts if len(batch.drafts) else ends
+
+
+def _muted(batch: Batch, opted_out: Collection[str]) -> NDArray[np.bool_]:
+    if not opted_out:
+        return np.zeros(len(batch.req_ids), bool)
+    return np.fromiter((req in opted_out for req in batch.req_ids), bool, len(batch.req_ids))
 
 
 def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints, Ints]:
@@ -157,5 +211,7 @@ def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints
 
 def _repeats(batch: Batch, plan: Plan) -> bool:
     """Whether a batch of the same requests, one row later, has the same plan."""
+    if len(plan.drafts):
+        return False
     settled = batch.starts >= np.maximum(batch.prompts, NUM_FIRST_POSITIONS)
     return bool((batch.counts == 1).all() and settled.all() and not len(plan.cached))

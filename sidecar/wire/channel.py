@@ -88,7 +88,7 @@ class Sender:
             self._socket.setsockopt(zmq.IMMEDIATE, 1)
             self._socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
             self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
             self._socket.connect(f"ipc://{self._path}")
         return self._socket
 

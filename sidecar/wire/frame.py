@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import FrameError
-from sidecar.wire.signals import LAYER_SIGNALS, POPULATIONS
+from sidecar.wire.fields import Count, LayerIds, LongText, Rank, Text
+from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
+from sidecar.wire.signature import Layout, size
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MAX_BYTES: Final = 1 << 20
 CAUSES: Final = ("oversized", "magic", "schema", "mac", "decode", "shape", "value")
 
@@ -33,14 +35,7 @@ NUM_POPULATIONS: Final = len(POPULATIONS)
 NUM_SIGNALS: Final = len(LAYER_SIGNALS)
 NUM_POWERS: Final = 3  # sum of v, of log v, of (log v)^2
 NUM_EXTREMES: Final = 2  # smallest, largest
-MAX_TEXT: Final = 256  # characters of a name or an id; senders cut, or the frame is refused
-MAX_LONG_TEXT: Final = 2048  # and of a sentence
-
-Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
-LongText = Annotated[str, msgspec.Meta(max_length=MAX_LONG_TEXT)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 62))]
-Rank = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
-LayerIds = Annotated[list[Rank], msgspec.Meta(max_length=1024)]
+MAX_CELLS: Final = 1 << 16  # of one table
 
 TapState = Literal["starting", "live", "dead", "refused", "disarmed"]
 
@@ -86,6 +81,9 @@ class Coverage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     prefix_cached: rows never computed, their KV came from the prefix cache.
     lost: rows computed but dropped by the tap under load.
     recomputed: rows computed again after a preemption, measured once only.
+    shed: rows left out to keep the tap within its budget, or by the operator's control.
+    opted_out: rows of requests that asked not to be measured, where that is allowed.
+    rejected: rows of draft tokens that speculative decoding rejected; never part of a request.
     """
 
     observed: Annotated[
@@ -94,6 +92,9 @@ class Coverage(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     prefix_cached: Count = 0
     lost: Count = 0
     recomputed: Count = 0
+    shed: Count = 0
+    opted_out: Count = 0
+    rejected: Count = 0
 
 
 class Moments(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -124,10 +125,47 @@ class Layers(msgspec.Struct, tag="layers", array_like=True, forbid_unknown_field
     moments: Moments
 
 
+class Table(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Additive statistics of one group of signals, over its cells, as little-endian bytes.
+
+    group: key of `GROUPS`, which gives the S signals and the axes.
+    axes: labels along each axis; the C cells are their product, the last axis fastest.
+    count: uint64 [C], rows whose signals were all finite.
+    sums: float64 [C, S, 3], sums of v, phi(v) and phi(v)^2, phi being the signal's transform.
+    extremes: float32 [C, S, 2], smallest and largest v; NaN where there was no row.
+    last: float32 [C, S], the latest v, NaN where there was none; empty in running totals.
+    """
+
+    group: Text
+    axes: Annotated[
+        list[Annotated[list[Text], msgspec.Meta(max_length=MAX_CELLS)]],
+        msgspec.Meta(max_length=4),
+    ]
+    count: bytes
+    sums: bytes = b""
+    extremes: bytes = b""
+    last: bytes = b""
+
+
+Tables = Annotated[list[Table], msgspec.Meta(max_length=32)]
+
+
+class Totals(msgspec.Struct, tag="totals", array_like=True, forbid_unknown_fields=True):
+    """Running totals of groups of signals since the boot of the source.
+
+    `extremes` alone cover only the time since the source's previous frame with that group.
+    """
+
+    tables: Tables
+
+
 class Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """One finished request, measured over its whole life.
 
     id: the engine's internal request id, `<client id>-<8 hex>`.
+    adapter: LoRA adapter, out of the operator's list; "" for the base model.
+    preemptions: times it was preempted and resumed.
+    tables: what else was measured of it: attention_mean, confidence, router, probe.
     """
 
     id: Text
@@ -136,6 +174,9 @@ class Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     num_prompt_tokens: Count
     coverage: Coverage
     moments: Moments
+    adapter: Text = ""
+    preemptions: Count = 0
+    tables: Tables = msgspec.field(default_factory=list)
 
 
 class Requests(msgspec.Struct, tag="requests", array_like=True, forbid_unknown_fields=True):
@@ -143,6 +184,31 @@ class Requests(msgspec.Struct, tag="requests", array_like=True, forbid_unknown_f
 
     layers: LayerIds
     requests: Annotated[list[Request], msgspec.Meta(max_length=4096)]
+
+
+class Signature(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The internals of one request as one short vector (see `wire.signature.entries`).
+
+    is_final: the request is over; else it is a long one, told of while it runs.
+    num_prompt_tokens, num_generated_tokens: rows it has so far, whether measured or not.
+    values: float32 [len(layout)], NaN where nothing was measured.
+    """
+
+    id: Text
+    t_ns: Count
+    is_final: bool
+    num_prompt_tokens: Count
+    num_generated_tokens: Count
+    adapter: Text
+    preemptions: Count
+    values: bytes
+
+
+class Signatures(msgspec.Struct, tag="signatures", array_like=True, forbid_unknown_fields=True):
+    """Signatures of requests that finished, or went on for another second."""
+
+    layout: Layout
+    signatures: Annotated[list[Signature], msgspec.Meta(max_length=4096)]
 
 
 class Finished(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -178,6 +244,10 @@ class Serving(msgspec.Struct, tag="serving", array_like=True, forbid_unknown_fie
     kv_cache_usage: float
     time_to_first_token: Annotated[list[float], msgspec.Meta(max_length=65536)]
     finished: Annotated[list[Finished], msgspec.Meta(max_length=4096)]
+    # Internal ids of requests whose client hung up; vLLM reports no stats of them.
+    aborted: Annotated[list[Text], msgspec.Meta(max_length=4096)] = msgspec.field(
+        default_factory=list
+    )
 
 
 class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_fields=True):
@@ -185,6 +255,10 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
 
     reason: a short word for a label; detail: the full sentence with the remedy.
     errors: exceptions of ours swallowed so far, by site.
+    absent: groups of signals that this engine cannot give, each with its reason.
+    shed_level: how much is left out to stay within the budget; 0 means nothing.
+    cost_share: the tap's own time over the engine's, of the last closed minute.
+    control: revision of the operator's control that is in force; "" when there is none.
     """
 
     state: TapState
@@ -201,13 +275,19 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
     fingerprint: Text = ""
     num_layers: Count = 0
     dead_layers: LayerIds = msgspec.field(default_factory=list)
+    absent: Annotated[dict[Text, LongText], msgspec.Meta(max_length=32)] = msgspec.field(
+        default_factory=dict
+    )
+    shed_level: Rank = 0
+    cost_share: float = 0.0
+    control: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
-Body = Layers | Requests | Serving | Status
+Body = Layers | Totals | Requests | Signatures | Serving | Status
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """One message: a header and one of four bodies."""
+    """One message: a header and one body."""
 
     header: Header
     body: Body
@@ -251,6 +331,29 @@ class Arrays:
             np.frombuffer(moments.nonfinite, "<u8"),
             np.frombuffer(moments.sums, "<f8").reshape(*shape, NUM_SIGNALS, NUM_POWERS),
             np.frombuffer(moments.extremes, "<f4").reshape(*shape, NUM_SIGNALS, NUM_EXTREMES),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """`Table` as numpy views, shaped by its axes: [..., C of each axis] and then as there."""
+
+    count: NDArray[np.uint64]
+    sums: NDArray[np.float64]
+    extremes: NDArray[np.float32]
+    last: NDArray[np.float32]
+
+    @classmethod
+    def unpack(cls, table: Table) -> "Cells":
+        """Views of `table`; `unpack` of a frame has checked the lengths already."""
+        shape = tuple(len(labels) for labels in table.axes)
+        num = len(GROUPS[table.group].signals)
+        last = np.frombuffer(table.last, "<f4")
+        return cls(
+            np.frombuffer(table.count, "<u8").reshape(shape),
+            np.frombuffer(table.sums, "<f8").reshape(*shape, num, NUM_POWERS),
+            np.frombuffer(table.extremes, "<f4").reshape(*shape, num, NUM_EXTREMES),
+            last.reshape(*shape, num) if len(last) else last,
         )
 
 
@@ -305,14 +408,31 @@ def _check(body: Body) -> None:
     match body:
         case Layers():
             _check_moments(body.moments, len(body.layers))
+        case Totals():
+            _check_tables(body.tables)
         case Requests():
             for request in body.requests:
                 _check_moments(request.moments, len(body.layers))
+                _check_tables(request.tables)
+        case Signatures():
+            _check_signatures(body)
         case Serving():
-            _check_finite((body.kv_cache_usage, *body.time_to_first_token))
-            for done in body.finished:
-                times = (done.e2e, done.queue, done.prefill, done.decode)
-                _check_finite((*times, done.time_per_output_token))
+            _check_serving(body)
+        case Status():
+            _check_finite((body.cost_share,))
+
+
+def _check_signatures(body: Signatures) -> None:
+    num_bytes = 4 * size(body.layout)
+    if any(len(each.values) != num_bytes for each in body.signatures):
+        raise FrameError("shape", f"values of this layout need {num_bytes} bytes")
+
+
+def _check_serving(body: Serving) -> None:
+    _check_finite((body.kv_cache_usage, *body.time_to_first_token))
+    for done in body.finished:
+        times = (done.e2e, done.queue, done.prefill, done.decode)
+        _check_finite((*times, done.time_per_output_token))
 
 
 def _check_moments(moments: Moments, num_layers: int) -> None:
@@ -328,6 +448,32 @@ def _check_moments(moments: Moments, num_layers: int) -> None:
             raise FrameError("shape", f"{field} of {num_layers} layers needs {length} bytes")
     if not np.isfinite(np.frombuffer(moments.sums, "<f8")).all():
         raise FrameError("value", "sums must be finite; non-finite rows are counted apart")
+
+
+def _check_tables(tables: list[Table]) -> None:
+    for table in tables:
+        _check_table(table)
+
+
+def _check_table(table: Table) -> None:
+    group = GROUPS.get(table.group)
+    if group is None or len(table.axes) != len(group.axes):
+        raise FrameError("shape", f"{table.group} is no group of {len(table.axes)} axes")
+    num_cells = math.prod(len(labels) for labels in table.axes)
+    if num_cells > MAX_CELLS:
+        raise FrameError("shape", f"{num_cells} cells; at most {MAX_CELLS} are read")
+    num_values = num_cells * len(group.signals)
+    expected = {
+        "count": (8 * num_cells,),
+        "sums": (8 * num_values * NUM_POWERS,),
+        "extremes": (4 * num_values * NUM_EXTREMES,),
+        "last": (0, 4 * num_values),
+    }
+    for field, lengths in expected.items():
+        if len(getattr(table, field)) not in lengths:
+            raise FrameError("shape", f"{field} of {num_cells} cells needs {lengths[-1]} bytes")
+    if not np.isfinite(np.frombuffer(table.sums, "<f8")).all():
+        raise FrameError("value", "sums must be finite; non-finite rows are not counted")
 
 
 def _check_finite(values: tuple[float, ...]) -> None:

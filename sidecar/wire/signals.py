@@ -3,8 +3,9 @@
 Metric names, `# HELP` texts, the JSON API and docs/metrics.md are all derived from this table, so
 none of them can disagree. A signal is added here first, then computed in `tap`, then folded.
 
-Two tables: `LAYER_SIGNALS` (one value per token row and decoder layer, measured inside the model)
-and `METRICS` (every Prometheus family, the layer signals' included).
+Three tables: `LAYER_SIGNALS` (one value per token row and decoder layer, measured inside the
+model), `GROUPS` (signals measured elsewhere: attention heads, sampled tokens, routers, probes) and
+`METRICS` (every Prometheus family, those of the signals included).
 """
 
 from enum import StrEnum
@@ -53,6 +54,73 @@ LAYER_SIGNALS: Final = (
     LayerSignal("residual_peak", "max|h| / sqrt(mean(h^2))"),
     LayerSignal("block_influence", "1 - cos(x, h)"),
 )
+
+
+class Transform(StrEnum):
+    """What makes the values of a signal additive and comparable: phi in DRIFT's signature."""
+
+    IDENTITY = "identity"
+    LOG = "log"
+    LOGIT = "logit"
+
+
+class Signal(NamedTuple):
+    """One number per measured row of a group; `formula` says how it is computed."""
+
+    id: str
+    formula: str
+    transform: Transform
+
+
+class Group(NamedTuple):
+    """Signals that are measured together, over the same cells.
+
+    axes: what tells one cell from another, in wire order; each is a label of the metrics.
+    rows: what one counted row is.
+    """
+
+    id: str
+    axes: tuple[str, ...]
+    signals: tuple[Signal, ...]
+    rows: str
+
+
+_ATTENTION: Final = (
+    Signal("entropy", "-sum p log p / log n; 0 at n = 1", Transform.IDENTITY),
+    Signal("max_weight", "max p", Transform.LOGIT),
+    Signal("effective_tokens", "1 / sum p^2", Transform.LOG),
+    Signal(
+        "sink_mass", f"sum of p over the first {NUM_FIRST_POSITIONS} positions", Transform.LOGIT
+    ),
+)
+_ROUTER: Final = (
+    Signal("gate_entropy", "-sum g log g / log E, g the gate's probabilities", Transform.IDENTITY),
+    Signal("topk_margin", "g of the last chosen expert less g of the next", Transform.LOG),
+)
+_CONFIDENCE: Final = (
+    Signal("entropy", "-sum p log p, nats", Transform.LOG),
+    Signal("top1_probability", "max p", Transform.LOGIT),
+    Signal("top1_margin", "max p less the second largest p", Transform.LOGIT),
+    Signal("surprisal", "-log p of the chosen token, nats", Transform.LOG),
+    Signal("logsumexp", "log sum exp of the logits", Transform.IDENTITY),
+)
+_PROBE: Final = (Signal("score", "w . h + b, pooled over the request", Transform.IDENTITY),)
+
+GROUPS: Final = {
+    group.id: group
+    for group in (
+        Group("attention", ("layer", "phase", "head"), _ATTENTION, "sampled query row"),
+        # The same of one request: the mean over heads of each sampled row.
+        Group("attention_mean", ("layer", "phase"), _ATTENTION, "sampled query row"),
+        Group("confidence", ("adapter",), _CONFIDENCE, "generated token"),
+        Group("router", ("layer", "phase"), _ROUTER, "token row"),
+        # No signals: the counts are what is wanted.
+        Group("expert_load", ("layer", "expert"), (), "token row sent to the expert"),
+        Group("probe", ("probe",), _PROBE, "finished request"),
+        # Finished requests whose score exceeded a calibration quantile of the probe's file.
+        Group("probe_exceedance", ("probe", "quantile"), (), "finished request"),
+    )
+}
 
 
 class Kind(StrEnum):

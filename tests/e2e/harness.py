@@ -173,7 +173,7 @@ class Stack:
             exporter.check_alive()
             return get_status(f"{self.metrics_url}/healthz") == 200
 
-        wait_for(answers, "the sidecar answers", 30, 0.02)
+        wait_for(answers, "the sidecar answers", START_SECONDS, 0.02)
 
     def start_engine(self) -> None:
         """Start vLLM, and wait until it serves."""

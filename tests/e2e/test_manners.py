@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 STALE_SECONDS = 60
 NUM_FRAMES_OF_TWO_FLUSHES = 6
+NAME = "engine-dp0-pp0-tp0"
 
 
 class Traffic:
@@ -64,38 +65,61 @@ def test_a_killed_sidecar_costs_no_request_and_comes_back(
         with_sidecar = traffic.rate_over(6)
         before, counted = stack.source(), stack.samples()
         stack.exporter.kill()
-        without_sidecar = traffic.rate_over(6)
+        killed_at = time.monotonic()
+        kept = [traffic.rate_over(6) / with_sidecar]
         stack.start_exporter()
         answering = time.monotonic()
         wait_for(lambda: stack.source().get("frames_received"), "frames flow again", 5, 0.02)
         seconds = time.monotonic() - answering
         traffic.rate_over(2)
-    after = stack.source()
+        after = stack.source()
+        kept += [_kept_without_sidecar(stack, traffic) for _ in range(2)]
 
     assert traffic.failures == []
-    assert without_sidecar > 0.7 * with_sidecar
+    # The best of three: what the absence costs, it costs each time; a noisy neighbour does not.
+    assert max(kept) > 0.7, kept
     assert seconds < 2
-    _assert_losses_are_counted(log, before, after)
+    _assert_losses_are_counted(log, before, after, killed_at)
+    wait_for(lambda: stack.source().get("frames_received", 0) > 4, "frames flow once more", 10)
     _assert_counters_go_on(counted, stack.samples())
 
 
-def _assert_losses_are_counted(log: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """What both sidecars received, and what was counted lost, is what the log says was sent."""
-    outcomes = [
-        (int(number), outcome == "True")
-        for source, number, outcome in map(str.split, log.read_text().splitlines())
-        if source == after["source"]
-    ]
-    known = dict(outcomes[: after["frames_sent"]])
-    refused = sum(not is_sent for is_sent in known.values())
-    received = before["frames_received"] + after["frames_received"]
+def _kept_without_sidecar(stack: Stack, traffic: Traffic) -> float:
+    """Share of the throughput that is left when the sidecar is killed once more."""
+    with_sidecar = traffic.rate_over(4)
+    stack.exporter.kill()
+    without_sidecar = traffic.rate_over(4)
+    stack.start_exporter()
+    return without_sidecar / with_sidecar
 
+
+class Sent(NamedTuple):
+    """One line of the harness's own log: a frame that the engine handed over, or could not."""
+
+    number: int
+    is_sent: bool
+    at: float
+
+
+def _assert_losses_are_counted(
+    log: Path, before: dict[str, Any], after: dict[str, Any], killed_at: float
+) -> None:
+    """What both sidecars received, and what was counted lost, is what the log says was sent."""
+    lines = [line.split() for line in log.read_text().splitlines()]
+    sent = [Sent(int(n), ok == "True", float(at)) for who, n, ok, at in lines if who == NAME]
+    known = sent[: after["frames_sent"]]
+    refused = sum(not frame.is_sent for frame in known)
+    accepted = sum(frame.is_sent and frame.at > killed_at for frame in known)
+
+    assert after["source"] == NAME
     assert after["boot"] == before["boot"]
-    assert list(known) == list(range(1, after["frames_sent"] + 1))
+    assert [frame.number for frame in known] == list(range(1, after["frames_sent"] + 1))
     assert after["frames_lost"] == {"dropped": refused, "missing": 0, "stale": 0}
     assert refused > before["frames_lost"]["dropped"] + 20  # six seconds of at least two frames
-    # Between our last look and the kill one flush (two or three frames) may have been received.
-    assert 0 <= after["frames_sent"] - received - refused <= NUM_FRAMES_OF_TWO_FLUSHES
+    dropped = before["frames_lost"]["dropped"]
+    assert before["frames_received"] + dropped == before["frames_sent"]
+    # A flush that was under way when the sidecar died was handed to a socket that nobody reads.
+    assert 0 <= accepted - after["frames_received"] <= NUM_FRAMES_OF_TWO_FLUSHES
 
 
 def _assert_counters_go_on(before: dict[str, float], after: dict[str, float]) -> None:

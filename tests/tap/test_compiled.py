@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from sidecar.tap.attach import attach_probe
 from sidecar.tap.guard import Guard
 from sidecar.tap.liveness import Liveness
 from sidecar.tap.probes import NONFINITE, NUM_COLUMNS, PULSE
 from sidecar.tap.sites import Site
+from sidecar.tap.stream import attach_probe
 from tests.tap.toys import Decoder, FusedLayer, PairLayer, tokens
 
 NUM_LAYERS = 3

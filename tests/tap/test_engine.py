@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from sidecar.config import TapConfig
-from sidecar.tap.attach import attach_probe
 from sidecar.tap.engine import MAX_PENDING, EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.probes import row_signals
+from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.rows import Batch
 from sidecar.tap.sites import Site
-from sidecar.tap.slab import NUM_RESULTS, Slab
+from sidecar.tap.slab import Slab
+from sidecar.tap.stream import attach_probe
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Arrays, Frame, Layers, Requests, Source, Status
 from tests.tap.toys import Decoder, streams, tokens
@@ -275,8 +276,8 @@ def test_the_step_path_never_waits_for_the_pump(socket_path, guard) -> None:
     served.settle()
     served.tap.stop()
     coverage = served.tap._ledger.layers().coverage
-    assert sum(coverage.observed) == NUM_RESULTS + 1
-    assert coverage.lost == MAX_PENDING + 500 - NUM_RESULTS
+    assert sum(coverage.observed) == NUM_LOANS + 1
+    assert coverage.lost == MAX_PENDING + 500 - NUM_LOANS
     assert guard.errors == {}
 
 

@@ -6,7 +6,7 @@ import torch
 
 from sidecar.tap.probes import NUM_BOUNDS, NUM_COLUMNS, NUM_SUMS, PULSE, group_rows, record
 from sidecar.tap.rows import NO_GAP, Plan
-from sidecar.tap.slab import NUM_RESULTS, Slab
+from sidecar.tap.slab import NUM_LOANS, Slab
 
 NUM_LAYERS, CAPACITY, MAX_GROUPS = 2, 8, 3
 
@@ -58,7 +58,7 @@ def test_a_result_keeps_its_step_while_the_next_ones_run() -> None:
     first = made.collect(plan([0, 0, 1, 1], 2))
     assert first is not None
     before = [array.copy() for array in first.arrays(2)]
-    for seed in range(1, NUM_RESULTS):
+    for seed in range(1, NUM_LOANS):
         fill(made, 8, seed)
         assert made.collect(plan([0] * 8, 1)) is not None
     for now, then in zip(first.arrays(2), before, strict=True):
@@ -70,7 +70,7 @@ def test_a_reused_result_holds_nothing_of_its_last_step() -> None:
     made = slab()
     fill(made, 3)
     seen = []
-    for _ in range(NUM_RESULTS + 1):
+    for _ in range(NUM_LOANS + 1):
         result = made.collect(plan([0, 0, 1], 2))
         assert result is not None
         seen.append(result.arrays(2)[0].copy())
@@ -82,7 +82,7 @@ def test_a_reused_result_holds_nothing_of_its_last_step() -> None:
 def test_an_empty_ring_gives_none_and_release_gives_back() -> None:
     """With every result taken a step is refused at once; each release makes room for one."""
     made = slab()
-    results = [made.collect(plan([0], 1)) for _ in range(NUM_RESULTS)]
+    results = [made.collect(plan([0], 1)) for _ in range(NUM_LOANS)]
     assert all(results)
     assert made.collect(plan([0], 1)) is None
     made.release(results[3])
@@ -104,8 +104,8 @@ def test_a_step_beyond_the_limits_is_refused(groups, num_groups, is_taken) -> No
     """More rows or groups than there is memory for are not collected, and take no result."""
     made = slab()
     assert (made.collect(plan(groups, num_groups)) is not None) == is_taken
-    free = NUM_RESULTS - is_taken
-    assert [made.collect(plan([0], 1)) is None for _ in range(NUM_RESULTS)].count(False) == free
+    free = NUM_LOANS - is_taken
+    assert [made.collect(plan([0], 1)) is None for _ in range(NUM_LOANS)].count(False) == free
 
 
 def test_addresses_never_change() -> None:
@@ -114,7 +114,7 @@ def test_addresses_never_change() -> None:
     rows = made.rows.data_ptr()
     views = [made.rows[layer].data_ptr() for layer in range(NUM_LAYERS)]
     addresses = set()
-    for seed in range(3 * NUM_RESULTS):
+    for seed in range(3 * NUM_LOANS):
         fill(made, CAPACITY, seed)
         result = made.collect(plan([0] * CAPACITY, 1))
         assert result is not None
@@ -122,7 +122,7 @@ def test_addresses_never_change() -> None:
         made.release(result)
     assert made.rows.data_ptr() == rows
     assert [made.rows[layer].data_ptr() for layer in range(NUM_LAYERS)] == views
-    assert len(addresses) == NUM_RESULTS
+    assert len(addresses) == NUM_LOANS
     assert made.rows.shape == (NUM_LAYERS, NUM_COLUMNS, CAPACITY)
 
 
@@ -146,7 +146,7 @@ def test_a_step_that_cannot_be_grouped_gives_its_result_back(monkeypatch) -> Non
         raise RuntimeError("broken")
 
     monkeypatch.setattr("sidecar.tap.probes.group_rows", broken)
-    for _ in range(2 * NUM_RESULTS):
+    for _ in range(2 * NUM_LOANS):
         with pytest.raises(RuntimeError, match="broken"):
             made.collect(plan([0, 0], 1))
     monkeypatch.undo()

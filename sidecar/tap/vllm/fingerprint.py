@@ -11,17 +11,29 @@ from types import ModuleType
 from typing import Any, Final
 
 from sidecar import __version__
+from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap import attach, probes, sites
+from sidecar.tap import probes, sites, stream
 from sidecar.wire.frame import SCHEMA
 
 KEY: Final = "llm_internals_fingerprint"
-_TRACED: Final[tuple[ModuleType, ...]] = (attach, probes, sites)
+# Keys of the configuration that change what is computed in the graph.
+_SHAPING: Final = (
+    "attention_layers",
+    "attention_requests",
+    "router",
+    "sketch_layers",
+    "sketch_size",
+    "sketch_seed",
+    "probe_file",
+)
+_TRACED: Final[tuple[ModuleType, ...]] = (probes, sites, stream)
 
 
-def fingerprint(capacity: int) -> str:
+def fingerprint(capacity: int, config: TapConfig) -> str:
     """Hex digest of everything of ours that shapes the graph; `capacity` is the rows per layer."""
     digest = hashlib.sha256(f"{__version__}/{SCHEMA}/{capacity}".encode())
+    digest.update(config.model_dump_json(include=set(_SHAPING)).encode())
     for module in _TRACED:
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:16]

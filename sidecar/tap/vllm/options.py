@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sidecar.wire.frame import MAX_TEXT
+from sidecar.wire.fields import MAX_TEXT
 
 
 def options_of(vllm_config: Any) -> dict[str, Any]:

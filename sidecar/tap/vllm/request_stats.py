@@ -22,7 +22,8 @@ from sidecar.tap.pump import Pump, idle_work
 from sidecar.tap.vllm import releases
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
-from sidecar.wire.frame import MAX_TEXT, Body, Finished, Serving, Source, Status
+from sidecar.wire.fields import MAX_TEXT
+from sidecar.wire.frame import Body, Finished, Serving, Source, Status
 
 # Observations between two flushes; of more the oldest make way, and only the totals count them.
 # Twice as many with the longest ids would not fit a frame.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.tap.rows import Batch
+from sidecar.tap.rows import Batch, Ints
 
 
 def matches(runner: Any) -> bool:
@@ -17,26 +17,33 @@ def matches(runner: Any) -> bool:
     return hasattr(runner, "_model_forward") and hasattr(runner, "input_batch")
 
 
-def wrap(runner: Any, observe: Callable[[Callable[[], Batch | None]], None]) -> None:
+def wrap(
+    runner: Any,
+    draft_counts: Callable[[list[str]], Ints],
+    observe: Callable[[Callable[[], Batch | None]], None],
+) -> None:
     """Call `observe` with a reader of the batch after each real forward pass."""
     forward = runner._model_forward
 
     def model_forward(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        observe(lambda: read(runner))
+        observe(lambda: read(runner, draft_counts))
         return output
 
     runner._model_forward = model_forward
 
 
-def read(runner: Any) -> Batch:
+def read(runner: Any, draft_counts: Callable[[list[str]], Ints]) -> Batch:
     """The batch whose forward pass has just been launched, in row order."""
     batch = runner.input_batch
     num_reqs = batch.num_reqs
     ends = runner.query_start_loc.np[: num_reqs + 1].astype(np.int64)
+    req_ids = list(batch.req_ids[:num_reqs])
     return Batch(
-        list(batch.req_ids[:num_reqs]),
+        req_ids,
         batch.num_computed_tokens_cpu[:num_reqs].astype(np.int64),
         np.diff(ends),
         batch.num_prompt_tokens[:num_reqs].astype(np.int64),
+        draft_counts(req_ids),
+        runner.discard_request_mask.np[:num_reqs].copy(),
     )

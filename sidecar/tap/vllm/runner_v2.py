@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sidecar.tap.rows import Batch
+from sidecar.tap.rows import Batch, Ints
 
 _DUMMY_RUN_PLACE: Final = 2  # execute_model(scheduler_output, intermediate_tensors, dummy_run)
 
@@ -20,7 +20,11 @@ def matches(runner: Any) -> bool:
     return hasattr(runner, "req_states") and hasattr(runner, "prepare_inputs")
 
 
-def wrap(runner: Any, observe: Callable[[Callable[[], Batch | None]], None]) -> None:
+def wrap(
+    runner: Any,
+    _draft_counts: Callable[[list[str]], Ints],
+    observe: Callable[[Callable[[], Batch | None]], None],
+) -> None:
     """Call `observe` with a reader of the batch after each real forward pass."""
     execute = runner.execute_model
 
@@ -41,10 +45,14 @@ def read(runner: Any) -> Batch | None:
         return None
     batch = state.input_batch
     num_reqs = batch.num_reqs
-    prompts = runner.req_states.prompt_len.np[batch.idx_mapping_np[:num_reqs]]
+    places = batch.idx_mapping_np[:num_reqs]
+    starts = batch.num_computed_tokens_np[:num_reqs].astype(np.int64)
+    counts = batch.num_scheduled_tokens[:num_reqs].astype(np.int64)
     return Batch(
         list(batch.req_ids[:num_reqs]),
-        batch.num_computed_tokens_np[:num_reqs].astype(np.int64),
-        batch.num_scheduled_tokens[:num_reqs].astype(np.int64),
-        prompts.astype(np.int64),
+        starts,
+        counts,
+        runner.req_states.prompt_len.np[places].astype(np.int64),
+        # A preempted request has its generated tokens prefilled again: not its prompt alone.
+        partial=starts + counts < runner.req_states.prefill_len.np[places],
     )

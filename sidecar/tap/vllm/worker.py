@@ -12,21 +12,26 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
+
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import ConfigError, SidecarError, TapRefused
-from sidecar.tap.attach import attach_probe, rehearse
 from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
-from sidecar.tap.rows import Batch
+from sidecar.tap.rows import NO_GAP, Batch, Ints
 from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
-from sidecar.tap.vllm import fingerprint, refusal, releases, runner_v1, runner_v2
+from sidecar.tap.stream import attach_probe, rehearse
+from sidecar.tap.vllm import fingerprint, fitting, refusal, releases, runner_v1, runner_v2
+from sidecar.tap.vllm.fitting import Workbench
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source
 
+# What is measured beside the residual stream, by group of signals.
+_FITTERS: Final[dict[str, fitting.Fitter]] = {}
 _PATCHED: Final = "_sidecar_patched"
 _ROW_MARGIN: Final = 64  # sequence parallelism pads batches by less than this
 
@@ -84,6 +89,7 @@ class Seat:
         self._guard = guard
         self._capacity = _capacity(vllm_config)
         self._tap: EngineTap | None = None
+        self._drafts: dict[str, list[int]] = {}
 
     def prepare(self) -> None:
         """Check what can be checked before the model exists, and wrap the worker's methods.
@@ -91,17 +97,21 @@ class Seat:
         Raises TapRefused with the reason when this engine cannot be tapped.
         """
         _check_features(self._vllm_config)
-        self._engine.runner = _runner_module(self._worker.model_runner).__name__.rpartition("_")[2]
-        self._engine.fingerprint = fingerprint.fingerprint(self._capacity)
+        module = _runner_module(self._worker.model_runner)
+        if module is runner_v2 and self._vllm_config.speculative_config is not None:
+            raise TapRefused(
+                "speculative decoding on model runner V2: which drafts were accepted is known on "
+                "the device alone; serve without it to tap"
+            )
+        self._engine.runner = module.__name__.rpartition("_")[2]
+        self._engine.fingerprint = fingerprint.fingerprint(self._capacity, self._config)
         # On every rank, although only the first of a tensor-parallel group speaks: ranks share
         # the parts of a compile cache key.
         fingerprint.write(self._vllm_config, self._engine.fingerprint)
-        if self.source.tp:
-            return  # the residual stream is the same on every rank of the group
         rehearse(self._guard)
         _after(self._worker, "load_model", self._guarded("attach", self._attach))
         _after(self._worker, "compile_or_warm_up_model", self._guarded("arm", self._arm))
-        _before(self._worker, "execute_model", self._guarded("finish", self._finish))
+        _before(self._worker, "execute_model", self._guarded("schedule", self._schedule))
         _before(self._worker, "shutdown", self._guarded("stop", self._stop))
 
     def _guarded(self, site: str, call: Callable[..., None]) -> Callable[..., None]:
@@ -126,29 +136,64 @@ class Seat:
     def _attached(self) -> EngineTap:
         runner = self._worker.model_runner
         sites = _sites(runner, self._vllm_config)
-        slab = self._slab(len(sites))
+        # The residual stream is the same on every rank of a tensor-parallel group: one speaks.
+        spoken = [] if self.source.tp else sites
+        slab = self._slab(len(spoken))
         with contextlib.ExitStack() as undo:
-            for index, site in enumerate(sites):
+            for index, site in enumerate(spoken):
                 undo.callback(attach_probe(site, slab.rows[index], self._guard))
+            bench = self._bench(sites, spoken, slab, undo)
+            fitting.fit(bench, _FITTERS)
             tap = EngineTap(
                 self._config,
                 self._engine,
-                [site.layer for site in sites],
+                [site.layer for site in spoken],
                 slab,
                 Sender(self._config.socket, self.source, self._config.key()),
                 self._guard,
-                self._vllm_config.scheduler_config.max_num_seqs,
+                bench.max_requests,
+                bench.instruments,
             )
-            _runner_module(runner).wrap(runner, functools.partial(self._observe, tap))
+            observe = functools.partial(self._observe, tap)
+            _runner_module(runner).wrap(runner, self._draft_counts, observe)
+            for seat in bench.seats:
+                seat(tap)
             tap.start()
             undo.pop_all()
         return tap
 
+    def _bench(
+        self, sites: list[Site], spoken: list[Site], slab: Slab, undo: contextlib.ExitStack
+    ) -> Workbench:
+        return Workbench(
+            self._worker.model_runner,
+            self._vllm_config,
+            self._config,
+            self._guard,
+            self.source,
+            sites,
+            self._capacity,
+            slab.max_groups,
+            self._worker.device,
+            undo,
+            fitting.plain(self._config, [site.layer for site in spoken]),
+        )
+
     def _slab(self, num_layers: int) -> Slab:
         max_requests = self._vllm_config.scheduler_config.max_num_seqs
-        # A request spans two populations in one step at most, but for rare short prompts.
-        max_groups = min(4 * max_requests, 2 * max_requests + 256)
+        # A request spans two populations in one step at most, but for rare short prompts; and
+        # each draft token has a group of its own.
+        speculative = self._vllm_config.speculative_config
+        num_drafts = 0 if speculative is None else speculative.num_speculative_tokens
+        max_groups = min(4 * max_requests, 2 * max_requests + 256) + num_drafts * max_requests
         return Slab(num_layers, self._capacity, max_groups, self._worker.device)
+
+    def _draft_counts(self, req_ids: list[str]) -> Ints:
+        """[n] draft tokens of each request of the step under way; empty when there are none."""
+        drafts = self._drafts
+        if not drafts:
+            return NO_GAP
+        return np.array([len(drafts.get(req_id, ())) for req_id in req_ids], np.int64)
 
     def _observe(self, tap: EngineTap, read: Callable[[], Batch | None]) -> None:
         batch = self._guard.run("read", read)
@@ -161,9 +206,19 @@ class Seat:
             was_warmed_up = bool(mode) or self._worker.device.type == "cuda"
             self._tap.arm(was_warmed_up=was_warmed_up)
 
-    def _finish(self, scheduler_output: Any, *_: Any, **__: Any) -> None:
-        if self._tap is not None and scheduler_output.finished_req_ids:
+    def _schedule(self, scheduler_output: Any, *_: Any, **__: Any) -> None:
+        """Take in what the scheduler says before a step: who ended, who is new, who must wait."""
+        self._drafts = scheduler_output.scheduled_spec_decode_tokens
+        if self._tap is None:
+            return
+        if scheduler_output.finished_req_ids:
             self._tap.finish(scheduler_output.finished_req_ids)
+        roster = self._tap.roster
+        for new in scheduler_output.scheduled_new_reqs:
+            adapter = None if new.lora_request is None else new.lora_request.lora_name
+            roster.enter(new.req_id, adapter, getattr(new.sampling_params, "extra_args", None))
+        if scheduler_output.preempted_req_ids:
+            roster.preempt(scheduler_output.preempted_req_ids)
 
     def _stop(self, *_: Any, **__: Any) -> None:
         if self._tap is not None:
@@ -233,7 +288,11 @@ def _check_features(vllm_config: Any) -> None:
     """Raise TapRefused for what would put rows where they are not looked for."""
     parallel = vllm_config.parallel_config
     refused = {
-        "speculative decoding": vllm_config.speculative_config is not None,
+        # The batch then holds guesses of how far each request has come.
+        "speculative decoding with asynchronous scheduling": (
+            vllm_config.speculative_config is not None
+            and bool(vllm_config.scheduler_config.async_scheduling)
+        ),
         "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "pooling models": vllm_config.model_config.runner_type != "generate",

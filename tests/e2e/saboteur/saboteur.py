@@ -6,6 +6,7 @@ product needs no switch for its tests.
 
 import itertools
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ def register() -> None:
 
 def half_residual() -> None:
     """Tap half of the fused residual: the classic bug."""
-    from sidecar.tap import attach
+    from sidecar.tap import stream
 
-    attach._stream_out = lambda outputs: outputs[0] if isinstance(outputs, tuple) else outputs
+    stream._stream_out = lambda outputs: outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def swapped_rows() -> None:
@@ -86,7 +87,7 @@ def late_tap() -> None:
 
 
 def log_sends() -> None:
-    """Write a line for each frame that is sent: the harness's own account."""
+    """Write a line for each frame that is sent, with its time: the harness's own account."""
     from sidecar.wire.channel import Sender
 
     send, log = Sender.send, os.environ["SEND_LOG"]
@@ -94,7 +95,8 @@ def log_sends() -> None:
     def logged(sender: Any, body: Any, step: int = 0) -> bool:
         is_sent = send(sender, body, step)
         with Path(log).open("a") as lines:
-            lines.write(f"{sender.source.name} {sender.num_sent} {is_sent}\n")
+            now = time.monotonic()
+            lines.write(f"{sender.source.name} {sender.num_sent} {is_sent} {now}\n")
         return is_sent
 
     Sender.send = logged

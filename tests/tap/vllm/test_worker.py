@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sidecar.tap import attach
-from sidecar.tap.attach import ROWS
+from sidecar.tap import stream
+from sidecar.tap.stream import ROWS
 from sidecar.tap.vllm import fingerprint, worker
 from sidecar.tap.vllm.worker import seat_worker
 from sidecar.wire.frame import Arrays, Layers, Requests, Source, Status
@@ -232,7 +232,7 @@ def test_a_probe_that_fails_its_rehearsal_is_refused(ranks, tap_on, monkeypatch)
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(attach.probes, "record", broken)
+    monkeypatch.setattr(stream.probes, "record", broken)
     made = seated()
     status = tap_on.wait_for(is_state("refused")).body
     assert "rehearsal" in status.detail

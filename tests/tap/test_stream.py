@@ -6,10 +6,10 @@ from torch import nn
 
 from sidecar.errors import TapRefused
 from sidecar.tap import probes
-from sidecar.tap.attach import ROWS, attach_probe, rehearse
 from sidecar.tap.guard import Guard
 from sidecar.tap.probes import NUM_COLUMNS, PULSE, row_signals
 from sidecar.tap.sites import Site
+from sidecar.tap.stream import ROWS, attach_probe, rehearse
 from tests.tap.toys import (
     HIDDEN,
     Decoder,
@@ -201,7 +201,7 @@ def test_a_raising_reader_is_counted_and_harms_nothing(guard, monkeypatch) -> No
     def broken(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("sidecar.tap.attach._sum", broken)
+    monkeypatch.setattr("sidecar.tap.stream._sum", broken)
     torch.testing.assert_close(module(POSITIONS, hidden, residual), want, rtol=0, atol=0)
     assert guard.errors == {"probe": 2}  # before the layer, and after it
     assert not rows.any()

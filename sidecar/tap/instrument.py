@@ -1,0 +1,53 @@
+"""What an instrument is: one group of signals beside the residual stream, from step to table.
+
+Two kinds. A row instrument has in-graph rows that are grouped by the plan of the step, right after
+it was launched, like the slab. A sampler is handed what it reads by its own seat (the KV cache,
+the logits) and hands back a `Pending` of its own. Both are read by the pump alone.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.tap.rows import Plan
+from sidecar.wire.frame import Table
+
+
+class Pending(Protocol):
+    """Numbers on their way to the host."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether they are here; asking costs no wait."""
+
+
+class Instrument(Protocol):
+    """What the pump needs of an instrument; called on the pump's thread alone."""
+
+    def totals(self) -> Iterable[Table]:
+        """Running totals; extremes since the last call."""
+
+    def of_request(self, slot: int) -> Iterable[Table]:
+        """What was measured of the request in `slot` so far, with the latest values."""
+
+    def clear(self, slot: int) -> None:
+        """The request in `slot` is over."""
+
+
+class Sampler(Instrument, Protocol):
+    """An instrument with a seat of its own."""
+
+    def account(self, pending: Any) -> None:
+        """Add up what a pending of this instrument holds, and free it."""
+
+
+class RowInstrument(Instrument, Protocol):
+    """An instrument whose in-graph rows are grouped by the plan of a step."""
+
+    def collect(self, plan: Plan) -> Pending | None:
+        """Start to reduce the current rows; None when there is no room. Step path."""
+
+    def account(self, pending: Any, plan: Plan, kept: NDArray[np.bool_] | None) -> None:
+        """Add up and free it. kept: [G] groups to count, when drafts were rejected."""
