@@ -2,7 +2,7 @@
 
 probes > stream > slab > rows > ledger > pump for the residual stream; instruments beside them for
 the other groups of signals. `engine` puts them together, `vllm` seats them, `module` taps a plain
-torch model: `sidecar.tap.attach(model)`. The only home of torch; never loads a web or metrics stack.
+torch model: `sidecar.tap.attach(model)`. The only home of torch; no web or metrics stack is loaded.
 """
 
 from typing import TYPE_CHECKING, Any

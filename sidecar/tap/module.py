@@ -6,8 +6,9 @@
 
 The same probes, accounts and frames as in vLLM, seated with ordinary hooks. Guarantees: what the
 model returns is untouched; an exception of ours never reaches the caller; `detach` leaves the model
-as it was. A forward pass with more rows than `max_rows` is not measured, and its rows are counted
-as lost. Rows of padding, and of sequences that had ended, are not data.
+as it was. Beam search is served and not measured. A forward pass with more rows than `max_rows` is
+not measured, and its rows are counted as lost. Rows of padding, and of sequences that had ended,
+are not data. Compiled with `fullgraph=True`, the model's `forward` may be, the model itself not.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ def attach(
     config = config or TapConfig.read(os.environ)
     sites = find_sites(model, _is_attention, lambda _module: False)
     device = next(model.parameters()).device
-    slab = Slab(len(sites), max_rows + 1, 2 * max_requests + 256, device)
+    slab = Slab(len(sites), max_rows, 2 * max_requests + 256, device)
     guard = Guard(config.max_errors)
     engine = _nameplate(model, model_name)
     sender = Sender(config.socket, Source("engine"), config.key())
@@ -72,15 +73,17 @@ class ModelTap:
     def __init__(
         self, model: nn.Module, sites: list[Site], slab: Slab, tap: EngineTap, guard: Guard
     ) -> None:
+        self._model = model
         self._tap = tap
         self._guard = guard
         self._calls = Calls(_end_tokens(model))
         self._batch: Batch | None = None
+        self._is_muted = False
         with contextlib.ExitStack() as undo:
             for index, site in enumerate(sites):
                 undo.callback(_measure(site.module, slab.rows[index], guard))
             undo.callback(_on_forward(model, self._read, self._observe))
-            undo.callback(_on_generate(model, self._generated))
+            undo.callback(_on_generate(model, self._generating, self._generated))
             self._undo = undo.pop_all()
         tap.start()
         tap.arm(was_warmed_up=False)
@@ -104,6 +107,9 @@ class ModelTap:
 
     def _read(self, inputs: dict[str, Any]) -> None:
         # Before the pass, which lengthens the cache by which new requests are told.
+        self._batch = None
+        if self._is_muted:
+            return
         self._batch = self._guard.run("read", self._calls.batch, inputs)
         ended, self._calls.ended = self._calls.ended, []
         if ended:
@@ -113,8 +119,13 @@ class ModelTap:
         if self._batch is not None:
             self._guard.run("step", self._tap.observe, self._batch)
 
+    def _generating(self, options: dict[str, Any]) -> None:
+        """A call of `generate` begins. Beams change owners between steps: they are left alone."""
+        self._is_muted = bool(_num_beams(self._model, options) > 1)
+
     def _generated(self) -> None:
         """A call of `generate` has returned: its sequences are complete."""
+        self._is_muted = False
         self._guard.run("finish", self._tap.finish, self._calls.end())
 
 
@@ -144,7 +155,7 @@ class Calls:
         if _num_past(inputs) == 0:
             self._begin(real)
         elif num_sequences != len(self._req_ids):
-            raise TapRefused("the batch changed within a generation; beam search cannot be tapped")
+            raise TapRefused("the batch changed within a generation; pass whole batches")
         else:
             real &= ~self._over(tokens)[:, None]
         counts = real.sum(1)
@@ -197,6 +208,7 @@ def _num_past(inputs: dict[str, Any]) -> int:
 def _measure(module: nn.Module, rows: torch.Tensor, guard: Guard) -> Callable[[], None]:
     """Record the residual stream of one decoder layer at each forward; returns the undo."""
     forward = module.forward
+    own = vars(module).get("forward")  # somebody else may have replaced it already
     module.register_buffer(ROWS, rows, persistent=False)
 
     def measured(*args: Any, **kwargs: Any) -> Any:
@@ -210,7 +222,7 @@ def _measure(module: nn.Module, rows: torch.Tensor, guard: Guard) -> Callable[[]
     module.forward = measured
 
     def undo() -> None:
-        module.forward = forward
+        _restore(module, "forward", own)
         delattr(module, ROWS)
 
     return undo
@@ -222,7 +234,7 @@ def _record(rows: torch.Tensor, before: Any, outputs: Any) -> None:
     # Shapes are compared before any arithmetic: what raises inside a trace cannot be caught.
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return
-    if before.shape == after.shape and after.shape[:-1].numel() < rows.shape[1]:
+    if before.shape == after.shape and after.shape[:-1].numel() <= rows.shape[1]:
         probes.record(rows, before.flatten(0, -2), after.flatten(0, -2))
 
 
@@ -231,9 +243,12 @@ def _on_forward(
 ) -> Callable[[], None]:
     """Call `read` with the named arguments of each pass of the model, and `observe` after it."""
 
+    # Host work: a compiled model breaks its graph before and after itself, and not within.
+    @torch.compiler.disable
     def before(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read({"input_ids": args[0], **kwargs} if args else kwargs)
 
+    @torch.compiler.disable
     def after(_model: nn.Module, _args: Any, _output: Any) -> None:
         observe()
 
@@ -249,29 +264,43 @@ def _on_forward(
     return undo
 
 
-def _on_generate(model: Any, generated: Callable[[], None]) -> Callable[[], None]:
-    """Call `generated` after each call of `generate`."""
+def _on_generate(
+    model: Any, begin: Callable[[dict[str, Any]], None], end: Callable[[], None]
+) -> Callable[[], None]:
+    """Call `begin` with the named arguments before each call of `generate`, and `end` after."""
     generate = getattr(model, "generate", None)
+    own = vars(model).get("generate")
     if generate is None:
         return lambda: None
 
     @functools.wraps(generate)
     def generating(*args: Any, **kwargs: Any) -> Any:
+        begin(kwargs)
         try:
             return generate(*args, **kwargs)
         finally:
-            generated()
+            end()
 
     model.generate = generating
 
-    def undo() -> None:
-        del model.generate
+    return functools.partial(_restore, model, "generate", own)
 
-    return undo
+
+def _restore(owner: Any, name: str, own: Any) -> None:
+    """Give `owner` back its attribute, or the one of its class when it had none of its own."""
+    if own is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, own)
 
 
 def _is_attention(module: nn.Module) -> bool:
     return "attention" in type(module).__name__.lower()
+
+
+def _num_beams(model: Any, options: dict[str, Any]) -> int:
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    return int(options.get("num_beams") or getattr(config, "num_beams", None) or 1)
 
 
 def _end_tokens(model: Any) -> tuple[int, ...]:
