@@ -235,7 +235,8 @@ def _record(rows: torch.Tensor, before: Any, outputs: Any) -> None:
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return
     if before.shape == after.shape and after.shape[:-1].numel() <= rows.shape[1]:
-        probes.record(rows, before.flatten(0, -2), after.flatten(0, -2))
+        # Detached: measured in training too, and no graph of autograd grows through the rows.
+        probes.record(rows, before.detach().flatten(0, -2), after.detach().flatten(0, -2))
 
 
 def _on_forward(
@@ -243,18 +244,16 @@ def _on_forward(
 ) -> Callable[[], None]:
     """Call `read` with the named arguments of each pass of the model, and `observe` after it."""
 
-    # Host work: a compiled model breaks its graph before and after itself, and not within.
-    @torch.compiler.disable
     def before(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read({"input_ids": args[0], **kwargs} if args else kwargs)
 
-    @torch.compiler.disable
     def after(_model: nn.Module, _args: Any, _output: Any) -> None:
         observe()
 
     handles = [
-        model.register_forward_pre_hook(before, with_kwargs=True),
-        model.register_forward_hook(after),
+        # Host work: a compiled model breaks its graph before and after itself, and not within.
+        model.register_forward_pre_hook(_untraced(before), with_kwargs=True),
+        model.register_forward_hook(_untraced(after)),
     ]
 
     def undo() -> None:
@@ -262,6 +261,11 @@ def _on_forward(
             handle.remove()
 
     return undo
+
+
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    untraced: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 def _on_generate(

@@ -33,9 +33,7 @@ class Inbox:
     """A sidecar that only keeps what it hears."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = TapConfig(
-            socket=folder / "run" / "s.sock", flush_seconds=0.05, budget_share=0
-        )
+        self.config = TapConfig(socket=folder / "run" / "s.sock", flush_seconds=1, budget_share=0)
         self._receiver = Receiver(self.config.socket)
         self.requests: list[Request] = []
         self.layers: Layers | None = None
