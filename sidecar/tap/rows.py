@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     drafts: [n] how many of the last rows are of draft tokens; empty when none are.
     partial: [n] whether the request's last row leads to no token, its prefill being unfinished;
     empty when that is so for none.
+    real: [all rows] which rows of the pass are rows of these requests, and not padding between
+    them; empty when all are.
     """
 
     req_ids: list[str]
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     prompts: Ints
     drafts: Ints = NO_GAP
     partial: NDArray[np.bool_] = NO_FLAGS
+    real: NDArray[np.bool_] = NO_FLAGS
 
 
 class Plan(NamedTuple):
@@ -105,7 +108,7 @@ class RowMap:
         slots = np.fromiter(
             (self._slot(req) for req in batch.req_ids), np.int64, len(batch.req_ids)
         )
-        plan = self._plan(batch, slots, opted_out)
+        plan = _spread(self._plan(batch, slots, opted_out), batch.real)
         self._is_new[slots] = False
         self._next[slots] = np.maximum(self._next[slots], _certain(batch))
         self._steady = None if opted_out or not _repeats(batch, plan) else (batch.req_ids[:], plan)
@@ -129,7 +132,7 @@ class RowMap:
     def _is_steady(self, batch: Batch) -> bool:
         if self._steady is None or self._steady[0] != batch.req_ids:
             return False
-        if len(batch.drafts) and batch.drafts.any():
+        if not batch.real.all() or (len(batch.drafts) and batch.drafts.any()):
             return False
         expected = self._next[self._steady[1].batch_slots]
         return bool((batch.counts == 1).all() and (batch.starts == expected).all())
@@ -190,6 +193,15 @@ class RowMap:
         )
 
 
+def _spread(plan: Plan, real: NDArray[np.bool_]) -> Plan:
+    """The same plan over rows with padding between them."""
+    if real.all():
+        return plan
+    groups = np.full(len(real), plan.num_groups, np.int64)
+    groups[real] = plan.groups
+    return plan._replace(groups=groups)
+
+
 def _certain(batch: Batch) -> Ints:
     """[n] position after the last row that no rejection can undo."""
     ends = batch.starts + batch.counts
@@ -211,7 +223,7 @@ def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints
 
 def _repeats(batch: Batch, plan: Plan) -> bool:
     """Whether a batch of the same requests, one row later, has the same plan."""
-    if len(plan.drafts):
+    if len(plan.drafts) or not batch.real.all():
         return False
     settled = batch.starts >= np.maximum(batch.prompts, NUM_FIRST_POSITIONS)
     return bool((batch.counts == 1).all() and settled.all() and not len(plan.cached))
