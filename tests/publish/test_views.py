@@ -17,6 +17,7 @@ from sidecar.wire.frame import Requests, pack
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
 
+V1 = ("/v1/status", "/v1/layers", "/v1/signals", "/v1/requests", "/v1/signatures")
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
 
@@ -35,7 +36,10 @@ class Sidecar:
         """One flush of an engine and its front end, now."""
         now = self.clock()
         asked = [fakes.request(f"cmpl-{k}-0-0badcafe", end_ns=now) for k in range(3)]
-        bodies = (fakes.live(), fakes.layers(), Requests([0, 1, 2], asked))
+        bodies = (
+            *(fakes.live(), fakes.layers(), fakes.totals(), Requests([0, 1, 2], asked)),
+            fakes.signatures(*(each.id for each in asked)),
+        )
         for body in bodies:
             self.intake.accept(pack(self.engine.frame(body, now)))
         stats = fakes.serving(fakes.finished("cmpl-1-0", end_ns=now))
@@ -78,7 +82,7 @@ def test_life_does_not_depend_on_telemetry(running: Sidecar) -> None:
 
 def test_each_port_has_its_own_routes(running: Sidecar) -> None:
     """The API is not on the metrics port, nor the metrics on the API's."""
-    for path in ("/v1/status", "/v1/layers", "/v1/requests"):
+    for path in V1:
         assert running.metrics.get(path).status_code == 404
         assert running.api.get(path).status_code == 200
     assert running.metrics.get("/metrics").status_code == 200
@@ -176,6 +180,8 @@ def test_an_id_with_slashes_is_an_id(running: Sidecar) -> None:
         ("GET", "/v1/requests?limit=0", 422),
         ("GET", f"/v1/requests?limit={MAX_REQUESTS + 1}", 422),
         ("GET", "/v1/requests?limit=all", 422),
+        ("GET", "/v1/signatures?limit=0", 422),
+        ("GET", "/v1/signals?group=unknown", 422),
         ("GET", "/nowhere", 404),
         ("GET", "/docs", 404),
         ("POST", "/v1/status", 405),
@@ -215,12 +221,14 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
     assert set(paths) == {
         "/v1/status",
         "/v1/layers",
+        "/v1/signals",
+        "/v1/signatures",
         "/v1/requests",
         "/v1/requests/{request_id}",
         "/healthz",
         "/readyz",
     }
-    for path in ("/v1/status", "/v1/layers", "/v1/requests", "/readyz"):
+    for path in (*V1, "/readyz"):
         content = paths[path]["get"]["responses"]["200"]["content"]
         assert "$ref" in content["application/json"]["schema"]
 
