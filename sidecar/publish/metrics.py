@@ -2,7 +2,7 @@
 
 Guarantees: a collector that fails is timed, scored 0 and left out, and the scrape goes on; nothing
 is shared with prometheus_client's global registry or its multi-process mode; at the default cap
-rendering takes about TODO ms of CPU, in whichever thread calls it.
+rendering takes some 25 ms of CPU (`bench/scrape.py`), in whichever thread calls it.
 """
 
 import logging
