@@ -11,7 +11,7 @@ from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from sidecar.fold.reducer import Reducer, Snapshot
-from sidecar.publish.collectors import COLLECTORS, family
+from sidecar.publish.collectors import COLLECTORS, family, reason_class
 from sidecar.publish.metrics import Build, Exposition
 from sidecar.wire.frame import Source
 from sidecar.wire.signals import BY_ID, METRICS, PREFIX, Kind
@@ -187,6 +187,21 @@ def test_taps_tell_their_state() -> None:
     assert found["engine_info", engine, "tiny", "0", "0.32.0", "v1", "bfloat16", "3"] == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "label"),
+    [
+        ("no router: this model is dense", "no_router"),
+        ("Sliding-window  layer: not read yet", "sliding_window_layer"),
+        ("this model has no experts", "other"),
+        ("a" * 41 + ": too long for a label", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_reason_becomes_a_short_label(reason: str, label: str) -> None:
+    """What stands before the first colon; a sentence is for /v1/status."""
+    assert reason_class(reason) == label
+
+
 def test_every_frame_is_told() -> None:
     """Sent, received, lost by cause; what was dropped before the first one heard is told too."""
     found = samples()
@@ -277,6 +292,20 @@ def test_a_label_that_cannot_be_written_is_a_failure_like_any_other() -> None:
 
     found = samples(collectors={"taps": wrong})
     assert found["scrape_collector_success", "taps"] == 0
+
+
+def test_failing_tables_leave_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two writers are guarded apart."""
+
+    def write(*_: object, **__: object) -> str:
+        raise RuntimeError
+
+    broken = exposition()
+    monkeypatch.setattr(broken._tables, "write", write)
+    body, _ = broken.render(SNAPSHOT, "")
+
+    assert b'scrape_collector_success{collector="tables"} 0' in body
+    assert b"residual_rms_sum{" in body
 
 
 def test_failing_layers_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

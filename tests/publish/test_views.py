@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from sidecar.fold.reducer import Reducer
 from sidecar.fold.requests import MAX_REQUESTS
+from sidecar.publish import portion
 from sidecar.publish.app import create_api_app, create_metrics_app
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
@@ -152,6 +153,45 @@ def test_requests_are_listed_latest_first(running: Sidecar) -> None:
     assert [each["id"] for each in found] == ["cmpl-2-0-0badcafe", "cmpl-1-0-0badcafe"]
     assert [bool(each["serving"]) for each in found] == [False, True]
     assert len(running.api.get("/v1/requests").json()["requests"]) == 3
+
+
+def test_a_group_of_signals_is_asked_for_by_name(running: Sidecar) -> None:
+    """One, or all."""
+    running.hear()
+    router = running.api.get("/v1/signals", params={"group": "router"}).json()
+    whole = running.api.get("/v1/signals").json()
+
+    assert [group["id"] for group in router["groups"]] == ["router"]
+    assert len(router["cells"]) == 6
+    assert len(whole["cells"]) > 6
+    unknown = running.api.get("/v1/signals", params={"group": "unknown"}).json()
+    assert "attention, " in unknown["remedy"]
+
+
+def test_signatures_are_listed_latest_first(running: Sidecar) -> None:
+    """Up to the limit."""
+    running.hear()
+    found = running.api.get("/v1/signatures", params={"limit": 2}).json()["signatures"]
+
+    assert [each["id"] for each in found] == ["cmpl-2-0-0badcafe", "cmpl-1-0-0badcafe"]
+    assert len(running.api.get("/v1/signatures").json()["signatures"]) == 3
+
+
+@pytest.mark.parametrize("what", ["requests", "signatures"])
+def test_more_than_an_answer_holds_is_refused_with_what_fits(
+    running: Sidecar, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A client that named a limit; one that did not gets what fits, and how many are left."""
+    running.hear()
+    monkeypatch.setattr(portion, "MAX_NUMBERS", 60)
+    refused = running.api.get(f"/v1/{what}", params={"limit": 3})
+    part = running.api.get(f"/v1/{what}").json()
+    fitting = len(part[what])
+
+    assert refused.status_code == 422
+    assert f"limit={fitting} or less" in refused.json()["remedy"]
+    assert part["num_left_out"] == 3 - fitting > 0
+    assert running.api.get(f"/v1/{what}", params={"limit": fitting}).status_code == 200
 
 
 @pytest.mark.parametrize("request_id", ["cmpl-1-0", "cmpl-1-0-0badcafe"])
