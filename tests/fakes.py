@@ -196,7 +196,7 @@ def totals(scale: float = 1.0, count: int = 8, *, heads: Sequence[str] = ("0", "
             table("expert_load", ["0", "1"], ["0", "1", "2"], count=np.arange(6) * count),
             table("probe", ["refusal"], scale=-scale, count=count),
             table("probe_exceedance", ["refusal"], ["0.9", "0.99"], count=[count // 4, 0]),
-            table("requests", ["", "support", "other"], count=[2, 1, 0]),
+            table("requests", ["", "support", "other"], count=[5, 1, 0]),
         ]
     )
 

@@ -134,3 +134,13 @@ def test_the_bytes_of_requests_are_bounded() -> None:
     recent.measure("engine", body(*([one] * 10), num_layers=100))
 
     assert len(recent.get(MAX_REQUESTS)) == 3
+
+
+def test_the_bytes_of_tables_count() -> None:
+    """Most of what is known of a request may be in them."""
+    one = fakes.request("r", num_layers=1)
+    one.tables *= 10
+    recent = RecentRequests(max_bytes=3 * sum(map(table_bytes, one.tables)))
+    recent.measure("engine", body(*([one] * 10), num_layers=1))
+
+    assert len(recent.get(MAX_REQUESTS)) == 2

@@ -25,6 +25,8 @@ def test_a_running_request_has_one_signature_the_latest() -> None:
     for _ in range(5):
         recent.update("engine", fakes.signatures("long", is_final=False))
     assert ids(recent) == ["long", "done"]
+    recent.update("engine", fakes.signatures("done"))
+    assert ids(recent) == ["done", "long"]
 
     recent.update("engine", fakes.signatures("long"))
     assert [each.signature.is_final for each in recent.get(2)] == [True, True]
@@ -59,6 +61,16 @@ def test_the_bytes_of_signatures_are_bounded() -> None:
     recent.update("engine", fakes.signatures(*(f"s{k}" for k in range(50)), layers=range(40)))
 
     assert len(ids(recent)) < held / 4
+
+
+def test_a_request_takes_its_room_once() -> None:
+    """However often it is signed."""
+    recent = RecentSignatures()
+    recent.update("engine", fakes.signatures("long"))
+    once = recent._num_bytes
+    recent.update("engine", fakes.signatures("long"))
+
+    assert recent._num_bytes == once
 
 
 def test_equal_layouts_are_held_once() -> None:

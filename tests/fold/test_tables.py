@@ -134,6 +134,7 @@ def test_the_number_of_tables_is_bounded() -> None:
     series = TableSeries(max_tables=3)
     for k in range(5):
         series.update(NOW, Totals([confidence("kept"), confidence(f"a{k}")]))
+        assert ("confidence", (("kept",),)) in groups(series)
 
     assert [axes[0][0] for _, axes in groups(series)] == ["a3", "a4", "kept"]
 

@@ -129,7 +129,7 @@ def test_observed_requests_are_told_by_adapter() -> None:
     engine = FakeSource()
     plain = fakes.reduced(engine.frame(fakes.live()), engine.frame(fakes.layers())).get(NOW)
 
-    assert by_adapter == {"": 2, "support": 1, "other": 0}
+    assert by_adapter == {"": 5, "support": 1, "other": 0}
     assert samples(plain)["observed_requests_total", "tiny", "0", ""] == 2
 
 

@@ -111,6 +111,15 @@ def test_values_that_may_be_negative_are_means_of_the_last_window() -> None:
     assert found["probe_scored_requests_total", "tiny", "0", "p"] == 12
 
 
+def test_a_mean_beyond_all_numbers_is_left_out() -> None:
+    """Sums of a sender gone wrong may differ by more than a float holds."""
+    before, after = (fakes.table("probe", ["p"], count=n) for n in (8, 12))
+    for table, value in ((before, -1e308), (after, 1e308)):
+        table.sums = np.full(3, value, "<f8").tobytes()
+
+    assert not [key for key in grown((before, after)) if "mean" in key[0]]
+
+
 def test_an_empty_window_has_no_mean_and_no_imbalance() -> None:
     """An idle engine shows no frozen value."""
     tables = [fakes.table("probe", ["p"]), fakes.table("expert_load", ["0"], ["0", "1"])]
