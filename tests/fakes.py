@@ -20,11 +20,17 @@ from sidecar.wire.frame import (
     Layers,
     Request,
     Serving,
+    Signature,
+    Signatures,
     Source,
     Status,
+    Table,
+    Totals,
     pack,
     unpack,
 )
+from sidecar.wire.signals import GROUPS
+from sidecar.wire.signature import Layout, size
 
 SECOND = 10**9
 NOW = 1_790_000_000 * SECOND  # the start of a window of 10 s
@@ -128,7 +134,7 @@ def layers(
         list(range(first_layer, first_layer + num_layers)),
         num_steps,
         2,
-        Coverage(list(rows), prefix_cached=16, lost=1, recomputed=3),
+        Coverage(list(rows), 16, 1, 3, shed=5, opted_out=6, rejected=2),
         moments(num_layers, scale, rows).pack(),
     )
 
@@ -144,7 +150,64 @@ def live(model_name: str = "tiny") -> Status:
         dtype="bfloat16",
         fingerprint="f00d",
         num_layers=3,
+        absent={"router": "no router: this model is dense", "probe": "none is configured"},
+        shed_level=1,
+        cost_share=0.0078125,
+        control="r7",
     )
+
+
+def table(
+    group: str,
+    *axes: Sequence[str],
+    count: int | Sequence[int] = 8,
+    scale: float = 1.0,
+    last: bool = False,
+) -> Table:
+    """A table with exact, different numbers in every cell; `count` rows in each."""
+    shape = tuple(len(labels) for labels in axes)
+    num_signals = len(GROUPS[group].signals)
+    counts = np.broadcast_to(np.array(count, "<u8"), (int(np.prod(shape)),))
+    sums = np.arange(counts.size * num_signals * NUM_POWERS, dtype="<f8").reshape(
+        counts.size, num_signals, NUM_POWERS
+    )
+    sums = scale * (1.0 + sums / 256) * (counts > 0)[:, None, None]
+    ends = np.arange(counts.size * num_signals * NUM_EXTREMES, dtype="<f4") / 64 * scale
+    return Table(
+        group,
+        [list(labels) for labels in axes],
+        counts.tobytes(),
+        sums.astype("<f8").tobytes(),
+        ends.astype("<f4").tobytes(),
+        ends[::2].astype("<f4").tobytes() if last else b"",
+    )
+
+
+PHASES = ("prefill", "decode")
+
+
+def totals(scale: float = 1.0, count: int = 8, *, heads: Sequence[str] = ("0", "1")) -> Totals:
+    """One table of each group."""
+    return Totals(
+        [
+            table("attention", ["0", "2"], PHASES, heads, scale=scale, count=count),
+            table("confidence", ["", "support"], scale=scale, count=[count, 0]),
+            table("router", ["0", "1", "2"], PHASES, scale=scale, count=count),
+            table("expert_load", ["0", "1"], ["0", "1", "2"], count=np.arange(6) * count),
+            table("probe", ["refusal"], scale=-scale, count=count),
+            table("probe_exceedance", ["refusal"], ["0.9", "0.99"], count=[count // 4, 0]),
+            table("requests", ["", "support", "other"], count=[5, 1, 0]),
+        ]
+    )
+
+
+def signatures(*ids: str, is_final: bool = True, layers: Sequence[int] = (0, 2)) -> Signatures:
+    """Signatures of these requests, with a NaN in each."""
+    layout = Layout(list(layers), probes=["refusal"])
+    values = np.arange(size(layout), dtype="<f4") / 8
+    values[1] = np.nan
+    signed = [Signature(each, NOW, is_final, 64, 9, "support", 1, values.tobytes()) for each in ids]
+    return Signatures(layout, signed)
 
 
 def finished(client_id: str = "cmpl-1-0", reason: str = "stop", end_ns: int = NOW) -> Finished:
@@ -152,10 +215,14 @@ def finished(client_id: str = "cmpl-1-0", reason: str = "stop", end_ns: int = NO
     return Finished(client_id, reason, end_ns, 2.0, 0.25, 0.5, 1.0, 0.125, 64, 9, 16)
 
 
-def serving(*done: Finished, engine: int = 0, model_name: str = "tiny") -> Serving:
-    """Ordinary stats with these newly finished requests."""
+def serving(
+    *done: Finished, engine: int = 0, model_name: str = "tiny", aborted: Sequence[str] = ()
+) -> Serving:
+    """Ordinary stats with these newly finished and aborted requests."""
     first = [0.5] * len(done)
-    return Serving(model_name, engine, 640, 90, 160, 1, 3, 2, 0.25, first, list(done))
+    return Serving(
+        model_name, engine, 640, 90, 160, 1, 3, 2, 0.25, first, list(done), list(aborted)
+    )
 
 
 def request(
@@ -164,7 +231,19 @@ def request(
     """The engine's half of a request."""
     covered = Coverage([4, 60, 0, 8], prefix_cached=16)
     return Request(
-        internal_id, end_ns - SECOND, end_ns, 64, covered, moments(num_layers, 0.5).pack()
+        internal_id,
+        end_ns - SECOND,
+        end_ns,
+        64,
+        covered,
+        moments(num_layers, 0.5).pack(),
+        adapter="support",
+        preemptions=1,
+        tables=[
+            table("attention_mean", ["0", "2"], PHASES, count=[4, 9, 0, 9], last=True),
+            table("confidence", ["support"], count=9, last=True),
+            table("probe", ["refusal"], count=1, scale=-1.0, last=True),
+        ],
     )
 
 
@@ -181,14 +260,16 @@ def everything() -> Reducer:
     then, now = NOW, NOW + 10 * SECOND
     reducer = Reducer(LIMITS)
     stages = [FakeSource(Source("engine", 0, stage), f"boot-000{stage}") for stage in range(2)]
-    for t_ns in (then, now):
+    for times, t_ns in ((1, then), (3, now)):
         for first_layer, stage in enumerate(stages):
             stage.drop()
-            for body in (live(), layers(2, first_layer=2 * first_layer)):
+            grown = [totals(k, 8 * k) for k in (times, times + 1)]
+            for body in (live(), layers(2, first_layer=2 * first_layer), *grown):
                 reducer.update(stage.frame(body, t_ns), t_ns + SECOND // 8)
             stage.lose()
     frontend, refused = FakeSource(FRONTEND), FakeSource(Source("frontend", 1), "boot-9999")
-    reducer.update(frontend.frame(serving(finished("a"), finished("b", "length")), now), now)
+    told = serving(finished("a"), finished("b", "length"), aborted=["c-0badcafe"])
+    reducer.update(frontend.frame(told, now), now)
     verdict = Status("refused", "release", "vLLM 9.9 is not known; use 0.33", model_name="tiny")
     reducer.update(refused.frame(verdict, now), now)
     for _ in range(3):

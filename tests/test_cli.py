@@ -10,6 +10,7 @@ import sidecar
 from sidecar import cli
 from sidecar.config import ExporterConfig
 from sidecar.publish.reference import reference
+from sidecar.wire.frame import SCHEMA
 from sidecar.wire.signals import METRICS
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -39,7 +40,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """With the schema, since both sides must agree on it."""
     assert cli.main(["version"]) == 0
 
-    assert capsys.readouterr().out == f"sidecar {sidecar.__version__} (wire schema 1)\n"
+    assert capsys.readouterr().out == f"sidecar {sidecar.__version__} (wire schema {SCHEMA})\n"
 
 
 def test_base_dependencies_suffice_for_the_reference() -> None:
@@ -56,7 +57,7 @@ def test_base_dependencies_suffice_for_the_reference() -> None:
     )
 
     assert done.stdout.startswith("# Metrics")
-    assert done.stdout.endswith("(wire schema 1)\n")
+    assert done.stdout.endswith(f"(wire schema {SCHEMA})\n")
     assert done.returncode == 2
     assert "pip install 'llm-internals-sidecar[exporter]'" in done.stderr
 

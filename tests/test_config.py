@@ -55,7 +55,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 def test_an_unknown_key_without_a_near_one_lists_all() -> None:
     """The operator sees what there is."""
-    with pytest.raises(ConfigError, match=r"known keys: SIDECAR_API_HOST, .*SIDECAR_TAP"):
+    with pytest.raises(ConfigError, match=r"known keys: SIDECAR_ADAPTERS, .*SIDECAR_TAP"):
         ExporterConfig.read({"SIDECAR_ZZZZZZZZZZZZZZZZZZZZ": "1"})
 
 

@@ -1,8 +1,9 @@
 """The whole state: frames go in, a snapshot of everything publishable comes out.
 
-Guarantees: at most `Limits.max_sources` sources and `requests.MAX_BYTES` bytes of requests are
-held; a source unheard for `Limits.stale_ns` is in no snapshot except as silent, and not even as
-that after `FORGET_NS`. Nothing here reads a clock: every call is told the time.
+Guarantees: at most `Limits.max_sources` sources, `requests.MAX_BYTES` bytes of requests and
+`signatures.MAX_BYTES` of signatures are held; a source unheard for `Limits.stale_ns` is in no
+snapshot except as silent, and not even as that after `FORGET_NS`. Nothing here reads a clock:
+every call is told the time.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Final, NamedTuple
 
 from sidecar.fold.histogram import FRAME_AGE_SECONDS, Distribution, Histogram
 from sidecar.fold.requests import Measured, RecentRequests
+from sidecar.fold.signatures import RecentSignatures, Signed
 from sidecar.fold.source import SourceState, SourceView
-from sidecar.wire.frame import CAUSES, Frame, Requests, Serving, Source
+from sidecar.wire.frame import CAUSES, Frame, Requests, Serving, Signatures, Source
 
 # Causes of refusal beyond those of the wire: a number heard before; a life that another one has
 # replaced; more sources than are held; an error of ours.
@@ -58,6 +60,7 @@ class Reducer:
         self._limits = limits
         self._sources: dict[str, SourceState] = {}
         self._requests = RecentRequests()
+        self._signatures = RecentSignatures()
         self._refused = dict.fromkeys(REFUSALS, 0)
         self._refused_ns: dict[str, int] = {}
         self._ages = Histogram(FRAME_AGE_SECONDS)
@@ -106,6 +109,10 @@ class Reducer:
         """Finished requests with this engine id or client id."""
         return self._requests.find(request_id)
 
+    def signatures(self, limit: int) -> list[Signed]:
+        """The latest signatures of `limit` requests, latest first."""
+        return self._signatures.get(limit)
+
     def _state_of(self, source: Source, now_ns: int) -> SourceState | None:
         if source.name not in self._sources:
             if not self._make_room(now_ns):
@@ -128,6 +135,9 @@ class Reducer:
                 self._requests.measure(frame.header.source.name, body)
             case Serving() as body:
                 self._requests.finish(body.finished)
+                self._requests.abort(body.aborted)
+            case Signatures() as body:
+                self._signatures.update(frame.header.source.name, body)
 
 
 def _rank(state: SourceState) -> tuple[str, int, int, int]:

@@ -80,7 +80,8 @@ class ServingTotals(NamedTuple):
     """Ordinary stats of one engine, as one front end sees them (or several, merged).
 
     t_ns: time of the frame that the gauges come from.
-    finished: finished requests by reason, one of `REASONS` or `OTHER_REASON`.
+    finished: finished requests by reason, one of `REASONS` or `OTHER_REASON`; those whose client
+    hung up are an `abort`, and in no distribution.
     The distributions are in seconds.
     """
 
@@ -139,6 +140,7 @@ class ServingSeries:
         for done in body.finished:
             reason = done.reason if done.reason in REASONS else OTHER_REASON
             self._finished[reason] += 1
+        self._finished["abort"] += len(body.aborted)
 
     def get(self) -> ServingTotals | None:
         """Totals so far, or None before the first frame."""

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from sidecar.fold.series import LayerSeries, LayerTotals, ServingSeries, ServingTotals
 from sidecar.fold.stream import Stream, Tally
-from sidecar.wire.frame import Body, Frame, Header, Layers, Serving, Source, Status
+from sidecar.fold.tables import TableSeries, TableTotals
+from sidecar.wire.frame import Body, Frame, Header, Layers, Serving, Source, Status, Totals
 
 MAX_ENGINES: Final = 64  # engines that one front end may speak of
 _MAX_RETIRED: Final = 8
@@ -22,7 +23,7 @@ class SourceView(NamedTuple):
     heard_ns: when that frame was read, by our clock; 0 when none was.
     arrived_ns: when any frame of it was read, too old ones included.
     contested_ns: when a frame of a replaced life was last read; 0 when none was.
-    status, totals, serving: empty unless a frame was accepted within the staleness limit.
+    status, totals, tables, serving: empty unless a frame was accepted within the staleness limit.
     """
 
     source: Source
@@ -34,6 +35,7 @@ class SourceView(NamedTuple):
     tally: Tally
     status: Status | None
     totals: LayerTotals | None
+    tables: tuple[TableTotals, ...]
     serving: tuple[ServingTotals, ...]
 
     @property
@@ -86,6 +88,7 @@ class SourceState:
             life.stream.get(),
             life.status if fresh else None,
             life.layers.get() if fresh else None,
+            life.tables.get() if fresh else (),
             life.serving() if fresh else (),
         )
 
@@ -107,6 +110,7 @@ class _Life:
         self.stream = Stream()
         self.status: Status | None = None
         self.layers = LayerSeries()
+        self.tables = TableSeries()
         self._serving: dict[int, ServingSeries] = {}
 
     def has_room(self, body: Body) -> bool:
@@ -119,11 +123,14 @@ class _Life:
         match frame.body:
             case Layers() as body:
                 self.layers.update(self.t_ns, body)
+            case Totals() as body:
+                self.tables.update(self.t_ns, body)
             case Serving() as body:
                 self._serving.setdefault(body.engine, ServingSeries()).update(self.t_ns, body)
             case Status() as body:
                 self.status = body
         self.layers.advance(self.t_ns)
+        self.tables.advance(self.t_ns)
 
     def serving(self) -> tuple[ServingTotals, ...]:
         told = [series.get() for _, series in sorted(self._serving.items())]

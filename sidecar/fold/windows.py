@@ -1,15 +1,16 @@
-"""Extremes over the last closed window of 10 s, so that a scrape never sees half a window.
+"""Extremes and growth over the last closed window of 10 s: a scrape never sees half a window.
 
 Guarantees: time is the frames' own; two windows are held, an open and a closed one; a window in
 which nothing came is closed as empty, so that an idle engine shows no frozen value.
 """
 
-from typing import Final, NamedTuple, Self
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_NS: Final = 10_000_000_000
+_Reading = TypeVar("_Reading")
 
 
 class Stamped(NamedTuple):
@@ -67,6 +68,41 @@ class Extremes:
         # A clock was set back: waiting for it to catch up would freeze the published values.
         self._index = index
         self._open = self._closed = None
+
+
+class Growth(Generic[_Reading]):
+    """Two readings of a cumulative quantity: as the last closed window began, and as it ended.
+
+    Readings are kept, not copied. What came before the first reading is in no window.
+    """
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._span: tuple[_Reading, _Reading] | None = None  # of the open window
+        self._closed: tuple[_Reading, _Reading] | None = None
+
+    def update(self, t_ns: int, reading: _Reading) -> None:
+        """Take a later reading."""
+        if t_ns // WINDOW_NS < self._index - 1:
+            # A clock was set back; see Extremes.
+            self._index, self._closed = t_ns // WINDOW_NS, None
+        self.advance(t_ns)
+        self._span = (reading if self._span is None else self._span[0], reading)
+
+    def advance(self, t_ns: int) -> None:
+        """Close what has ended at `t_ns`."""
+        index = t_ns // WINDOW_NS
+        if index <= self._index:
+            return
+        if self._span is not None:
+            latest = self._span[1]
+            self._closed = self._span if index == self._index + 1 else (latest, latest)
+            self._span = (latest, latest)
+        self._index = index
+
+    def get(self) -> tuple[_Reading, _Reading] | None:
+        """Readings around the last closed window; None before one has closed."""
+        return self._closed
 
 
 def _widest(known: NDArray[np.float32] | None, more: NDArray[np.float32]) -> NDArray[np.float32]:

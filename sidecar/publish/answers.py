@@ -1,11 +1,11 @@
-"""The JSON API's answers: their models, and how each is read off a snapshot.
+"""The JSON API's answers about sources and layers, and how each is read off a snapshot.
 
 Guarantees: every number is the one that was folded, at full float64 precision; what does not
 exist (a mean over no rows, an extreme of an empty window) is null, never NaN or 0.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -15,12 +15,11 @@ from pydantic import BaseModel
 import sidecar
 from sidecar.fold.histogram import Distribution
 from sidecar.fold.reducer import Snapshot
-from sidecar.fold.requests import Measured
 from sidecar.fold.series import LayerTotals, ServingTotals
 from sidecar.fold.source import SourceView
 from sidecar.publish.collectors import losses
 from sidecar.publish.vitals import reasons
-from sidecar.wire.frame import SCHEMA, Arrays, Coverage, Finished, Status
+from sidecar.wire.frame import SCHEMA, Coverage, Status
 from sidecar.wire.signals import LAYER_SIGNALS, POPULATIONS, SUMMARY_OF, Phase, Position
 
 Observed = dict[str, dict[str, int]]
@@ -36,7 +35,13 @@ class ReadyAnswer(BaseModel):
 
 
 class SourceAnswer(BaseModel):
-    """One source. `state` is null until its tap has spoken."""
+    """One source. `state` is null until its tap has spoken.
+
+    absent: groups of signals that its engine cannot give, each with the reason.
+    shed_level: how much its tap leaves out to stay within its budget; 0 is nothing.
+    cost_share: the tap's own time over the engine's, in the last closed minute.
+    control: revision of the operator's control in force; empty when there is none.
+    """
 
     source: str
     role: str
@@ -56,6 +61,10 @@ class SourceAnswer(BaseModel):
     dead_layers: list[int]
     errors: dict[str, int]
     fingerprint: str
+    absent: dict[str, str]
+    shed_level: int
+    cost_share: float
+    control: str
 
 
 class DistributionAnswer(BaseModel):
@@ -92,6 +101,9 @@ class CoverageAnswer(BaseModel):
     prefix_cached: int
     lost: int
     recomputed: int
+    shed: int
+    opted_out: int
+    rejected: int
 
 
 class SourceCoverageAnswer(CoverageAnswer):
@@ -169,54 +181,6 @@ class LayersAnswer(BaseModel):
     nonfinite: list[NonfiniteAnswer]
 
 
-class SignalSums(BaseModel):
-    """One signal of one request, per layer: raw sums over its rows, and the mean they make."""
-
-    sum: list[float]
-    log_sum: list[float]
-    log_square_sum: list[float]
-    min: list[float | None]
-    max: list[float | None]
-    mean: list[float | None]
-
-
-class FinishedAnswer(BaseModel):
-    """What the front end saw of a request; times in seconds."""
-
-    id: str
-    reason: str
-    end_ns: int
-    e2e: float
-    queue: float
-    prefill: float
-    decode: float
-    time_per_output_token: float
-    prompt_tokens: int
-    generated_tokens: int
-    cached_tokens: int
-
-
-class RequestAnswer(BaseModel):
-    """One finished request. Per population: `rows` per layer, and each signal's sums."""
-
-    id: str
-    source: str
-    start_ns: int
-    end_ns: int
-    num_prompt_tokens: int
-    coverage: CoverageAnswer
-    layers: list[int]
-    populations: dict[str, dict[str, list[int] | SignalSums]]
-    nonfinite: list[int]
-    serving: FinishedAnswer | None
-
-
-class RequestsAnswer(BaseModel):
-    """Finished requests, latest first."""
-
-    requests: list[RequestAnswer]
-
-
 def ready_answer(snapshot: Snapshot) -> ReadyAnswer:
     """Readiness at one moment."""
     found = reasons(snapshot)
@@ -258,9 +222,22 @@ def layers_answer(snapshot: Snapshot) -> LayersAnswer:
     )
 
 
-def requests_answer(measured: Sequence[Measured]) -> RequestsAnswer:
-    """Finished requests with the raw sums of every layer."""
-    return RequestsAnswer(requests=[_request(each) for each in measured])
+def coverage_answer(coverage: Coverage) -> CoverageAnswer:
+    """Token rows by what became of them."""
+    return CoverageAnswer(
+        observed=_observed(coverage),
+        prefix_cached=coverage.prefix_cached,
+        lost=coverage.lost,
+        recomputed=coverage.recomputed,
+        shed=coverage.shed,
+        opted_out=coverage.opted_out,
+        rejected=coverage.rejected,
+    )
+
+
+def known(value: float) -> float | None:
+    """A finite value; null for what does not exist."""
+    return value if math.isfinite(value) else None
 
 
 def _source(view: SourceView, now_ns: int) -> SourceAnswer:
@@ -284,6 +261,10 @@ def _source(view: SourceView, now_ns: int) -> SourceAnswer:
         dead_layers=status.dead_layers,
         errors=status.errors,
         fingerprint=status.fingerprint,
+        absent=status.absent,
+        shed_level=status.shed_level,
+        cost_share=status.cost_share,
+        control=status.control,
     )
 
 
@@ -318,21 +299,12 @@ def _observed(coverage: Coverage) -> Observed:
     return observed
 
 
-def _coverage(coverage: Coverage) -> CoverageAnswer:
-    return CoverageAnswer(
-        observed=_observed(coverage),
-        prefix_cached=coverage.prefix_cached,
-        lost=coverage.lost,
-        recomputed=coverage.recomputed,
-    )
-
-
 def _source_coverage(source: str, totals: LayerTotals) -> SourceCoverageAnswer:
     return SourceCoverageAnswer(
         source=source,
         steps=totals.num_steps,
         requests=totals.num_requests,
-        **_coverage(totals.coverage).model_dump(),
+        **coverage_answer(totals.coverage).model_dump(),
     )
 
 
@@ -382,57 +354,6 @@ def _layer_stat(rows: int, sums: NDArray[np.float64], ends: NDArray[np.float32])
         mean=mean,
         log_mean=log_mean,
         log_std=math.sqrt(max(0.0, log_square_mean - log_mean * log_mean)),
-        window_min=_known(smallest),
-        window_max=_known(largest),
+        window_min=known(smallest),
+        window_max=known(largest),
     )
-
-
-def _request(measured: Measured) -> RequestAnswer:
-    request = measured.request
-    moments = Arrays.unpack(request.moments, len(measured.layers))
-    return RequestAnswer(
-        id=request.id,
-        source=measured.source,
-        start_ns=request.start_ns,
-        end_ns=request.end_ns,
-        num_prompt_tokens=request.num_prompt_tokens,
-        coverage=_coverage(request.coverage),
-        layers=list(measured.layers),
-        populations={
-            f"{phase}/{position}": _population(moments, population)
-            for population, (phase, position) in enumerate(POPULATIONS)
-            if moments.count[population].any()
-        },
-        nonfinite=moments.nonfinite.tolist(),
-        serving=_finished(measured.serving),
-    )
-
-
-def _population(moments: Arrays, population: int) -> dict[str, list[int] | SignalSums]:
-    rows = moments.count[population]
-    answer: dict[str, list[int] | SignalSums] = {"rows": rows.tolist()}
-    for signal, name in enumerate(_SIGNAL_IDS):
-        sums = moments.sums[population, :, signal]
-        ends = moments.extremes[population, :, signal]
-        answer[name] = SignalSums(
-            sum=sums[:, 0].tolist(),
-            log_sum=sums[:, 1].tolist(),
-            log_square_sum=sums[:, 2].tolist(),
-            min=[_known(value) for value in ends[:, 0].tolist()],
-            max=[_known(value) for value in ends[:, 1].tolist()],
-            mean=[
-                total / count if count else None
-                for total, count in zip(sums[:, 0].tolist(), rows.tolist(), strict=True)
-            ],
-        )
-    return answer
-
-
-def _finished(done: Finished | None) -> FinishedAnswer | None:
-    if done is None:
-        return None
-    return FinishedAnswer(**{name: getattr(done, name) for name in done.__struct_fields__})
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None

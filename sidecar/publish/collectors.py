@@ -4,6 +4,7 @@ Names, kinds, units, labels and help texts come from `wire.signals`; here stands
 goes where. Each collector is one function, so that one that fails takes no other with it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from itertools import groupby
@@ -19,6 +20,9 @@ from sidecar.publish.text import SUFFIXES, empty, number
 from sidecar.publish.vitals import tap_live
 from sidecar.wire.frame import NUM_POPULATIONS, Status
 from sidecar.wire.signals import BY_ID, POPULATIONS
+
+UNOBSERVED: Final = ("prefix_cached", "lost", "shed", "opted_out")
+_REASON_CLASS: Final = re.compile(r"([\w -]{1,40}):", re.ASCII)
 
 Rows = Iterable[tuple[tuple[str, ...], float]]
 Collector = Callable[[Snapshot], Iterator[Family]]
@@ -40,14 +44,17 @@ def coverage(snapshot: Snapshot) -> Iterator[Family]:
         (
             ((*labels, cause), getattr(totals.coverage, cause))
             for labels, totals in engines
-            for cause in ("prefix_cached", "lost")
+            for cause in UNOBSERVED
         ),
     )
     yield family(
         "recomputed_tokens", ((labels, totals.coverage.recomputed) for labels, totals in engines)
     )
-    yield family("observed_requests", ((labels, totals.num_requests) for labels, totals in engines))
+    yield family(
+        "rejected_draft_tokens", ((labels, totals.coverage.rejected) for labels, totals in engines)
+    )
     yield family("engine_steps", ((labels, totals.num_steps) for labels, totals in engines))
+    yield family("observed_requests", _observed_requests(snapshot))
 
 
 def serving(snapshot: Snapshot) -> Iterator[Family]:
@@ -73,6 +80,7 @@ def serving(snapshot: Snapshot) -> Iterator[Family]:
 def taps(snapshot: Snapshot) -> Iterator[Family]:
     """What each tap says of itself."""
     spoken = [(view, view.status) for view in snapshot.sources if view.status is not None]
+    engines = [(view, status) for view, status in spoken if view.source.role == "engine"]
     live = [(view.name, tap_live(view)) for view in snapshot.sources]
     yield family("tap_live", (((name,), value) for name, value in live if value is not None))
     yield family("tap", (((view.name, status.state, status.reason), 1) for view, status in spoken))
@@ -84,13 +92,19 @@ def taps(snapshot: Snapshot) -> Iterator[Family]:
             for site, count in sorted(status.errors.items())
         ),
     )
+    yield family("tap_shed_level", (((view.name,), status.shed_level) for view, status in engines))
+    yield family("tap_cost_ratio", (((view.name,), status.cost_share) for view, status in engines))
+    yield family(
+        "tap_absent",
+        (
+            ((view.name, group, reason_class(reason)), 1)
+            for view, status in engines
+            for group, reason in sorted(status.absent.items())
+        ),
+    )
     yield family(
         "engine",
-        (
-            (_engine_labels(view, status), 1)
-            for view, status in spoken
-            if view.source.role == "engine"
-        ),
+        ((_engine_labels(view, status), 1) for view, status in engines),
     )
 
 
@@ -155,7 +169,25 @@ def distribution(metric_id: str, rows: Iterable[tuple[tuple[str, ...], Distribut
     return made
 
 
+def reason_class(reason: str) -> str:
+    """A label out of a sentence: what stands before its first colon, when that is short.
+
+    >>> reason_class("No router: this model is dense")
+    'no_router'
+    >>> reason_class("this model has no experts")
+    'other'
+    """
+    found = _REASON_CLASS.match(reason)
+    return re.sub(r"\W+", "_", found[1].strip().lower()) if found else "other"
+
+
 def _first_stages(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], LayerTotals]]:
+    for labels, view in _first_views(snapshot):
+        if view.totals is not None:
+            yield labels, view.totals
+
+
+def _first_views(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], SourceView]]:
     # All pipeline stages see the same rows, and sources come in order of rank: the first counts.
     seen = set()
     for view in snapshot.sources:
@@ -164,7 +196,19 @@ def _first_stages(snapshot: Snapshot) -> Iterator[tuple[tuple[str, str], LayerTo
         labels = (view.status.model_name, str(view.source.dp))
         if labels not in seen:
             seen.add(labels)
-            yield labels, view.totals
+            yield labels, view
+
+
+def _observed_requests(snapshot: Snapshot) -> Iterator[tuple[tuple[str, ...], float]]:
+    for labels, view in _first_views(snapshot):
+        # A dictionary: a label that a sender gives twice is still one series.
+        counts: dict[str, int] = {}
+        for table in view.tables:
+            if table.group == "requests":
+                counts.update(zip(table.axes[0], table.cells.count.tolist(), strict=True))
+        if not counts and view.totals is not None:
+            counts[""] = view.totals.num_requests
+        yield from (((*labels, adapter), count) for adapter, count in counts.items())
 
 
 def _by_engine(snapshot: Snapshot) -> Iterator[ServingTotals]:

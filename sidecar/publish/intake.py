@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.fold.requests import Measured
+from sidecar.fold.signatures import Signed
 from sidecar.wire.frame import unpack
 
 _POLL_SECONDS: Final = 0.2
@@ -89,6 +90,11 @@ class Intake:
         """Finished requests with this engine id or client id."""
         with self._lock:
             return self._reducer.find(request_id)
+
+    def signatures(self, limit: int) -> list[Signed]:
+        """The latest signatures of `limit` requests, latest first."""
+        with self._lock:
+            return self._reducer.signatures(limit)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -1,9 +1,7 @@
-"""Text of the per-layer families: thousands of series, so written without the stock client.
+"""Text of the per-layer families: the first and most important of the many series.
 
-Guarantees: label sets are rendered once per source and life, then only numbers are (about 1 us of
-CPU per series; the stock client takes 14); strings are joined in pieces of `_CHUNK` rows, so that
-other threads are never kept waiting for a whole exposition; beyond `series_cap` whole layers are
-left out, from the end, always the same ones.
+Guarantees: label sets are rendered once per source and life, then only numbers are; beyond
+`series_cap` whole layers are left out, from the end, always the same ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.fold.source import SourceView
-from sidecar.publish.text import header, label_set, number
+from sidecar.publish.lines import Lines, summary_names, write
+from sidecar.publish.text import label_set
 from sidecar.wire.frame import NUM_POPULATIONS, NUM_SIGNALS
 from sidecar.wire.signals import (
     BY_ID,
@@ -24,7 +23,6 @@ from sidecar.wire.signals import (
     Metric,
 )
 
-_CHUNK: Final = 1000
 _SUMMARIES: Final = tuple(SUMMARY_OF[signal.id] for signal in LAYER_SIGNALS)
 _WINDOW_MAXIMA: Final = tuple(WINDOW_MAX_OF[signal.id] for signal in LAYER_SIGNALS)
 _NONFINITE: Final = BY_ID["nonfinite_values"]
@@ -37,37 +35,33 @@ class LayerWriter:
 
     num_series: series in the last text.
     num_dropped: series left out of all texts so far because of the cap.
+    num_left: series that the cap leaves to others after the last text; 0 once a layer is left out.
     """
 
     def __init__(self, series_cap: int) -> None:
         self.series_cap = series_cap
         self.num_series = 0
         self.num_dropped = 0
+        self.num_left = series_cap
         self._labels: dict[_Key, _Labels] = {}
 
     def write(self, sources: Sequence[SourceView], *, openmetrics: bool) -> str:
         """Text of the engines in `sources`; those whose model is not known yet are left out."""
-        self.num_series = 0
-        pieces: list[str] = []
+        self.num_left = self.series_cap
         parts = self._plan(sources)
-        for metric, lines in _families(parts):
-            num_lines, text = _join(lines)
-            if num_lines:
-                pieces.extend((header(metric, openmetrics=openmetrics), text))
-            self.num_series += num_lines
-        return "".join(pieces)
+        self.num_series, text = write(_families(parts), openmetrics=openmetrics)
+        return text
 
     def _plan(self, sources: Sequence[SourceView]) -> list["_Part"]:
         known, self._labels = self._labels, {}
         parts: list[_Part] = []
-        left = self.series_cap
         claimed: set[tuple[str, str, int]] = set()
         for view in sources:
             table = _Table.of(view, claimed)
             if table is None:
                 continue
-            num_kept, reserved = table.fit(left)
-            left = left - reserved if num_kept == table.num_layers else 0
+            num_kept, reserved = table.fit(self.num_left)
+            self.num_left = self.num_left - reserved if num_kept == table.num_layers else 0
             self.num_dropped += table.num_series(num_kept)
             labels = known.get(table.key) or _Labels(table.key)
             self._labels[table.key] = labels
@@ -93,8 +87,7 @@ class _Labels:
             for layer in key.layers
             for phase, position in POPULATIONS
         ]
-        self.counts = [[f"{metric.name}_count{each} " for each in sets] for metric in _SUMMARIES]
-        self.sums = [[f"{metric.name}_sum{each} " for each in sets] for metric in _SUMMARIES]
+        self.summaries = [summary_names(metric, sets) for metric in _SUMMARIES]
         self.maxima = [[f"{metric.name}{each} " for each in sets] for metric in _WINDOW_MAXIMA]
         self.nonfinite = [
             f"{_NONFINITE.name}_total{label_set(_NONFINITE.labels, [*shared, str(layer)])} "
@@ -187,61 +180,22 @@ class _Table(NamedTuple):
         )
 
 
-def _families(parts: Sequence[_Part]) -> Iterator[tuple[Metric, Iterator[list[str]]]]:
+def _families(parts: Sequence[_Part]) -> Iterator[tuple[Metric, list[Lines]]]:
     for signal, metric in enumerate(_SUMMARIES):
-        yield metric, (chunk for part in parts for chunk in _summary_lines(part, signal))
+        yield metric, [_summary(part, signal) for part in parts]
     for signal, metric in enumerate(_WINDOW_MAXIMA):
-        yield metric, (chunk for part in parts for chunk in _maximum_lines(part, signal))
-    yield _NONFINITE, (chunk for part in parts for chunk in _nonfinite_lines(part))
+        yield metric, [_maximum(part, signal) for part in parts]
+    yield _NONFINITE, [_nonfinite(part) for part in parts]
 
 
-def _summary_lines(part: _Part, signal: int) -> Iterator[list[str]]:
-    counts, sums = part.labels.counts[signal], part.labels.sums[signal]
-    for piece in _pieces(part.rows):
-        values = zip(
-            part.rows[piece].tolist(),
-            part.counts[piece].tolist(),
-            _numbers(part.sums[piece, signal]),
-            strict=True,
-        )
-        # A count and its sum stand together, as OpenMetrics asks.
-        yield [
-            line
-            for row, count, total in values
-            for line in (f"{counts[row]}{count}\n", f"{sums[row]}{total}\n")
-        ]
+def _summary(part: _Part, signal: int) -> Lines:
+    return Lines(part.labels.summaries[signal], part.rows, [part.counts, part.sums[:, signal]])
 
 
-def _maximum_lines(part: _Part, signal: int) -> Iterator[list[str]]:
-    names = part.labels.maxima[signal]
+def _maximum(part: _Part, signal: int) -> Lines:
     known = ~np.isnan(part.maxima[:, signal])
-    rows, maxima = part.rows[known], part.maxima[known, signal]
-    for piece in _pieces(rows):
-        values = zip(rows[piece].tolist(), _numbers(maxima[piece]), strict=True)
-        yield [f"{names[row]}{value}\n" for row, value in values]
+    return Lines([part.labels.maxima[signal]], part.rows[known], [part.maxima[known, signal]])
 
 
-def _nonfinite_lines(part: _Part) -> Iterator[list[str]]:
-    names = part.labels.nonfinite
-    for piece in _pieces(part.layers):
-        values = zip(part.layers[piece].tolist(), part.nonfinite[piece].tolist(), strict=True)
-        yield [f"{names[layer]}{value}\n" for layer, value in values]
-
-
-def _pieces(rows: NDArray[np.intp]) -> Iterator[slice]:
-    return (slice(start, start + _CHUNK) for start in range(0, len(rows), _CHUNK))
-
-
-def _numbers(values: NDArray[np.float64] | NDArray[np.float32]) -> list[str]:
-    plain: list[float] = values.tolist()
-    spell = repr if np.isfinite(values).all() else number
-    return [spell(each) for each in plain]
-
-
-def _join(chunks: Iterator[list[str]]) -> tuple[int, str]:
-    num_lines = 0
-    texts: list[str] = []
-    for chunk in chunks:
-        num_lines += len(chunk)
-        texts.append("".join(chunk))
-    return num_lines, "".join(texts)
+def _nonfinite(part: _Part) -> Lines:
+    return Lines([part.labels.nonfinite], part.layers, [part.nonfinite])

@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 from typing import Final
 
-from sidecar.wire.signals import LAYER_SIGNALS, METRICS, SUMMARY_OF, Kind, Metric
+from sidecar.wire.signals import (
+    FAMILY_OF,
+    GROUPS,
+    LAYER_SIGNALS,
+    METRICS,
+    ROWS_OF,
+    SUMMARY_OF,
+    Group,
+    Kind,
+    Metric,
+)
 
 # What Prometheus stores of a family, by its kind.
 _SUFFIXES: Final = {
@@ -30,20 +40,43 @@ A mean over any range comes from a summary's two counters:
 
 def reference() -> str:
     """The reference of all families, in Markdown."""
-    blocks = [_PREFACE, *_signal_table(), *(_entry(metric) for metric in METRICS)]
+    entries = (_entry(metric) for metric in METRICS)
+    blocks = [_PREFACE, *_layer_table(), *_group_table(), "\n## Families\n", *entries]
     return "\n".join(blocks)
 
 
-def _signal_table() -> Iterator[str]:
+def _layer_table() -> Iterator[str]:
     yield "## Layer signals\n"
     yield "One value per token row and decoder layer; h is the residual stream after the layer,"
     yield "x before it.\n"
     yield "| signal | formula | family |"
     yield "|---|---|---|"
     for signal in LAYER_SIGNALS:
-        formula = signal.formula.replace("|", r"\|")
-        yield f"| `{signal.id}` | `{formula}` | `{SUMMARY_OF[signal.id].name}` |"
-    yield "\n## Families\n"
+        yield f"| `{signal.id}` | {_code(signal.formula)} | `{SUMMARY_OF[signal.id].name}` |"
+
+
+def _group_table() -> Iterator[str]:
+    yield "\n## Groups of signals\n"
+    yield "Measured elsewhere: one value per row and cell; axes tell cells apart, and are labels."
+    yield "Request records hold the same statistics, attention as the mean over heads.\n"
+    yield "| group | axes | a row is a | signal | formula | family |"
+    yield "|---|---|---|---|---|---|"
+    for group in GROUPS.values():
+        yield from _group_rows(group)
+
+
+def _group_rows(group: Group) -> Iterator[str]:
+    start = f"| `{group.id}` | {', '.join(map(_code, group.axes))} | {group.rows} |"
+    if group.id in ROWS_OF:
+        yield f"{start} rows | number of rows | `{ROWS_OF[group.id].name}` |"
+    for signal in group.signals:
+        metric = FAMILY_OF.get((group.id, signal.id))
+        name = f"`{metric.name}`" if metric else "none: in request records alone"
+        yield f"{start} `{signal.id}` | {_code(signal.formula)} | {name} |"
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", r"\|") + "`"
 
 
 def _entry(metric: Metric) -> str:

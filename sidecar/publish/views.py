@@ -15,9 +15,15 @@ from starlette.responses import Response
 
 import sidecar
 from sidecar.fold.requests import MAX_REQUESTS
+from sidecar.fold.signatures import MAX_SIGNATURES
 from sidecar.publish import answers
+from sidecar.publish.portion import DEFAULT_LIMIT
 from sidecar.publish.problems import Problem, Unanswerable
+from sidecar.publish.requests import RequestsAnswer, requests_answer
+from sidecar.publish.signals import SignalsAnswer, signals_answer
+from sidecar.publish.signatures import SignaturesAnswer, signatures_answer
 from sidecar.publish.state import Shared
+from sidecar.wire.signals import GROUPS
 
 health = APIRouter(tags=["health"])
 metrics = APIRouter(tags=["metrics"])
@@ -32,7 +38,7 @@ _PAGE: Final = f"""<!doctype html>
 <li><a href="/healthz">/healthz</a>: this process lives</li>
 <li><a href="/readyz">/readyz</a>: is the telemetry to be trusted, and if not, why</li>
 </ul>
-<p>On the API port: /v1/status, /v1/layers, /v1/requests.</p>
+<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures.</p>
 </body></html>
 """
 _PAGE_HEADERS: Final = {
@@ -85,15 +91,33 @@ def layers(state: Shared) -> Response:
     return _json(answers.layers_answer(state.intake.get()))
 
 
-@api.get("/requests", response_model=answers.RequestsAnswer)
-def requests(state: Shared, limit: Annotated[int, Query(ge=1, le=MAX_REQUESTS)] = 100) -> Response:
-    """Tell the latest finished requests, latest first."""
-    return _json(answers.requests_answer(state.intake.requests(limit)))
+@api.get("/signals", response_model=SignalsAnswer)
+def signals(state: Shared, group: str | None = None) -> Response:
+    """Tell the running totals of groups of signals, or of one group."""
+    if group is not None and group not in GROUPS:
+        raise Unanswerable(422, f"no group {group!r}", f"ask for one of {', '.join(GROUPS)}")
+    return _json(signals_answer(state.intake.get(), group))
+
+
+@api.get("/requests", response_model=RequestsAnswer)
+def requests(
+    state: Shared, limit: Annotated[int | None, Query(ge=1, le=MAX_REQUESTS)] = None
+) -> Response:
+    """Tell the latest finished requests, latest first: `limit`, or up to 100 that fit."""
+    return _json(requests_answer(state.intake.requests(limit or DEFAULT_LIMIT), limit))
+
+
+@api.get("/signatures", response_model=SignaturesAnswer)
+def signatures(
+    state: Shared, limit: Annotated[int | None, Query(ge=1, le=MAX_SIGNATURES)] = None
+) -> Response:
+    """Tell the latest signatures, latest first: `limit`, or up to 100 that fit."""
+    return _json(signatures_answer(state.intake.signatures(limit or DEFAULT_LIMIT), limit))
 
 
 @api.get(
     "/requests/{request_id:path}",
-    response_model=answers.RequestsAnswer,
+    response_model=RequestsAnswer,
     responses={404: {"model": Problem}},
 )
 def request_by_id(state: Shared, request_id: str) -> Response:
@@ -102,7 +126,7 @@ def request_by_id(state: Shared, request_id: str) -> Response:
     if not found:
         detail = f"no finished request {request_id!r} among the last {MAX_REQUESTS}"
         raise Unanswerable(404, detail, "GET /v1/requests lists the ids known")
-    return _json(answers.requests_answer(found))
+    return _json(requests_answer(found))
 
 
 def _json(answer: BaseModel, status_code: int = 200) -> Response:

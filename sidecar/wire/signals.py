@@ -118,7 +118,9 @@ GROUPS: Final = {
         Group("expert_load", ("layer", "expert"), (), "token row sent to the expert"),
         Group("probe", ("probe",), _PROBE, "finished request"),
         # Finished requests whose score exceeded a calibration quantile of the probe's file.
-        Group("probe_exceedance", ("probe", "quantile"), (), "finished request"),
+        # Not `quantile`: Prometheus keeps that label for its summaries.
+        Group("probe_exceedance", ("probe", "calibration_quantile"), (), "finished request"),
+        Group("requests", ("adapter",), (), "finished request"),
     )
 }
 
@@ -153,6 +155,10 @@ class Metric(NamedTuple):
 
 _MODEL = ("model_name", "engine")
 _LAYER = (*_MODEL, "layer", "phase", "position")
+_ATTENTION_HEAD = (*_MODEL, *GROUPS["attention"].axes)
+_TOKEN = (*_MODEL, *GROUPS["confidence"].axes)
+_ROUTED = (*_MODEL, *GROUPS["router"].axes)
+_SCORED = (*_MODEL, *GROUPS["probe"].axes)
 _SOURCE = ("source",)
 
 
@@ -232,6 +238,161 @@ _LAYER_METRICS = (
     ),
 )
 
+_ATTENTION_METRICS = (
+    _metric(
+        "attention_entropy_ratio",
+        Kind.SUMMARY,
+        _ATTENTION_HEAD,
+        "Entropy of a head's attention over the log of the tokens it may see, over sampled rows.",
+        unit="ratio",
+        normal="Steady per head; spread out (near 1) in early layers, concentrated in late ones.",
+        change="A head that collapses to 0 or spreads to 1 has changed its work.",
+    ),
+    _metric(
+        "attention_max_weight_ratio",
+        Kind.SUMMARY,
+        _ATTENTION_HEAD,
+        "Largest attention weight of a sampled row.",
+        unit="ratio",
+        normal="Steady per head.",
+        change="Near 1: the head looks at one token only.",
+    ),
+    _metric(
+        "attention_effective_tokens",
+        Kind.SUMMARY,
+        _ATTENTION_HEAD,
+        "Effective number of tokens that a head attends to, 1 / sum of squared weights.",
+        unit="tokens",
+        normal="Steady per head for one traffic mix; grows with context in spread-out heads.",
+        change="A drop: attention concentrates, as on a trigger or a repeated token.",
+    ),
+    _metric(
+        "attention_sink_mass_ratio",
+        Kind.SUMMARY,
+        _ATTENTION_HEAD,
+        "Share of a sampled row's attention that the first positions receive.",
+        unit="ratio",
+        normal="High in many heads of trained models: the first tokens are attention sinks.",
+        change="A drop: the sinks were evicted or overwritten; quality falls soon after.",
+    ),
+)
+
+_CONFIDENCE_METRICS = (
+    _metric(
+        "token_entropy_nats",
+        Kind.SUMMARY,
+        _TOKEN,
+        "Entropy of the next-token distribution, over generated tokens.",
+        unit="nats",
+        normal="Set by the task: low for extraction and code, higher for open text.",
+        change="Growth: the model is less sure than it was on this traffic.",
+    ),
+    _metric(
+        "token_top1_probability_ratio",
+        Kind.SUMMARY,
+        _TOKEN,
+        "Probability of the likeliest token, over generated tokens.",
+        unit="ratio",
+        normal="Set by the task.",
+        change="A drop: less sure; near 1 for long: degenerate repetition.",
+    ),
+    _metric(
+        "token_top1_margin_ratio",
+        Kind.SUMMARY,
+        _TOKEN,
+        "Probability of the likeliest token less that of the second, over generated tokens.",
+        unit="ratio",
+        normal="Set by the task.",
+        change="A drop: near ties, which flip with batch size and kernels.",
+    ),
+    _metric(
+        "token_surprisal_nats",
+        Kind.SUMMARY,
+        _TOKEN,
+        "Minus the log-probability of the chosen token, over generated tokens.",
+        unit="nats",
+        normal="Close to the entropy when sampling at temperature 1, below it when greedy.",
+        change="Growth beyond the entropy: tokens are chosen that the model thinks unlikely.",
+    ),
+    _metric(
+        "token_logsumexp_window_mean",
+        Kind.GAUGE,
+        _TOKEN,
+        "Mean log-sum-exp of the logits of generated tokens in the last closed 10 s window; a "
+        "gauge, since it may be negative.",
+        normal="Steady for one model.",
+        change="A step: the output head or the final norm has changed.",
+    ),
+)
+
+_ROUTER_METRICS = (
+    _metric(
+        "router_gate_entropy_ratio",
+        Kind.SUMMARY,
+        _ROUTED,
+        "Entropy of a router's probabilities over the log of the number of experts, over rows.",
+        unit="ratio",
+        normal="Steady per layer.",
+        change="Near 0: the router has collapsed; near 1: it no longer chooses.",
+    ),
+    _metric(
+        "router_topk_margin_ratio",
+        Kind.SUMMARY,
+        _ROUTED,
+        "Probability of the last expert chosen less that of the next one, over rows.",
+        unit="ratio",
+        normal="Small, and steady per layer.",
+        change="A drop: choices are near ties, which flip with numeric noise.",
+    ),
+    _metric(
+        "router_expert_rows",
+        Kind.COUNTER,
+        (*_MODEL, *GROUPS["expert_load"].axes),
+        "Token rows that a router sent to an expert.",
+        normal="All experts of a layer grow, at rates within a small factor of each other.",
+        change="One that stays flat is dead; one that runs ahead is a hot spot.",
+    ),
+    _metric(
+        "router_imbalance_ratio",
+        Kind.GAUGE,
+        (*_MODEL, "layer"),
+        "Rows of a layer's busiest expert over the mean of its experts, in the last closed 10 s "
+        "window; 1 is balanced.",
+        unit="ratio",
+        normal="Between 1 and about 3, higher for few rows.",
+        change="Growth: the router collapses onto few experts, or traffic is of one kind.",
+    ),
+)
+
+_PROBE_METRICS = (
+    _metric(
+        "probe_score_window_mean",
+        Kind.GAUGE,
+        _SCORED,
+        "Mean score of the requests that finished in the last closed 10 s window; a gauge, since "
+        "it may be negative.",
+        normal="As on the probe's own calibration data.",
+        change="Requests lie more on one side of the probe's direction.",
+    ),
+    _metric(
+        "probe_scored_requests",
+        Kind.COUNTER,
+        _SCORED,
+        "Finished requests that a probe has scored.",
+        unit="requests",
+        normal="Follows observed_requests.",
+        change="Flat while requests finish: the probe's layer is not measured.",
+    ),
+    _metric(
+        "probe_exceedances",
+        Kind.COUNTER,
+        (*_MODEL, *GROUPS["probe_exceedance"].axes),
+        "Finished requests whose score was above a quantile of the probe's calibration data.",
+        normal="One less the quantile, as a share of probe_scored_requests.",
+        change="Growth of the share: more requests show what the probe looks for.",
+    ),
+)
+
 _COVERAGE_METRICS = (
     _metric(
         "observed_tokens",
@@ -246,11 +407,12 @@ _COVERAGE_METRICS = (
         "unobserved_tokens",
         Kind.COUNTER,
         (*_MODEL, "cause"),
-        "Token rows that could not be measured, by cause: prefix_cached rows are never computed, "
-        "lost rows were dropped by the tap under load.",
+        "Token rows that were not measured, by cause: prefix_cached rows are never computed, "
+        "lost rows were dropped by the tap under load, shed rows were left out to stay within the "
+        "budget or by the operator's control, opted_out rows are of requests that asked for it.",
         unit="tokens",
-        normal="prefix_cached follows the cache hit rate; lost is 0.",
-        change="lost above 0: the pump cannot keep up.",
+        normal="prefix_cached follows the cache hit rate; lost and shed are 0.",
+        change="lost above 0: the pump cannot keep up; shed above 0: see tap_shed_level.",
     ),
     _metric(
         "recomputed_tokens",
@@ -262,10 +424,20 @@ _COVERAGE_METRICS = (
         change="Follows preemptions.",
     ),
     _metric(
-        "observed_requests",
+        "rejected_draft_tokens",
         Kind.COUNTER,
         _MODEL,
-        "Requests whose internals were measured to their end.",
+        "Draft tokens of speculative decoding that were computed and rejected; in no statistic.",
+        unit="tokens",
+        normal="0 without speculative decoding; else a steady share of generated tokens.",
+        change="Growth: the draft model agrees less with the model served.",
+    ),
+    _metric(
+        "observed_requests",
+        Kind.COUNTER,
+        (*_MODEL, "adapter"),
+        "Requests whose internals were measured to their end, by LoRA adapter; an empty adapter "
+        "is the base model, other an unlisted one.",
         unit="requests",
         normal="Follows finished requests.",
         change="Flat while requests finish: the tap is dead.",
@@ -386,11 +558,11 @@ _SERVING_METRICS = (
         "finished_requests",
         Kind.COUNTER,
         (*_MODEL, "reason"),
-        "Finished requests by finish reason, as vLLM reports them; it reports none for a request "
-        "whose client hung up, which is in observed_requests alone.",
+        "Finished requests by finish reason; abort counts those whose client hung up, which are "
+        "in no latency, since vLLM reports none for them.",
         unit="requests",
         normal="Mostly stop and length.",
-        change="error: the engine fails; length: answers are cut off.",
+        change="error: the engine fails; length: answers are cut off; abort: clients give up.",
     ),
 )
 
@@ -418,6 +590,31 @@ _HEALTH_METRICS = (
         "Exceptions of ours, swallowed inside the engine, by site.",
         normal="0.",
         change="A bug of ours; the site is disarmed after its limit.",
+    ),
+    _metric(
+        "tap_shed_level",
+        Kind.GAUGE,
+        _SOURCE,
+        "How much a tap leaves out to stay within its budget; 0 is nothing.",
+        normal="0.",
+        change="Above 0: SIDECAR_BUDGET_SHARE is too small for this load and these signals.",
+    ),
+    _metric(
+        "tap_cost_ratio",
+        Kind.GAUGE,
+        _SOURCE,
+        "The tap's own time over the engine's, in the last closed minute.",
+        unit="ratio",
+        normal="Below SIDECAR_BUDGET_SHARE.",
+        change="Above it: the tap sheds, see tap_shed_level.",
+    ),
+    _metric(
+        "tap_absent",
+        Kind.INFO,
+        (*_SOURCE, "group", "reason"),
+        "A group of signals that this engine cannot give, and the class of the reason.",
+        normal="None, or what the model does not have, such as a router.",
+        change="Signals are missing: see /v1/status for the full reason.",
     ),
     _metric(
         "frames_sent",
@@ -482,15 +679,15 @@ _HEALTH_METRICS = (
         "series",
         Kind.GAUGE,
         (),
-        "Per-layer series in the last exposition.",
+        "Series of layers, heads, experts and the like in the last exposition.",
         normal="Below the cap.",
-        change="Grows with layers and populations.",
+        change="Grows with layers, heads, experts and populations.",
     ),
     _metric(
         "series_cap",
         Kind.GAUGE,
         (),
-        "Most per-layer series that one exposition may hold.",
+        "Most series of layers, heads, experts and the like that one exposition may hold.",
         normal="The configured cap.",
         change="Set by the operator.",
     ),
@@ -498,9 +695,9 @@ _HEALTH_METRICS = (
         "series_dropped",
         Kind.COUNTER,
         (),
-        "Per-layer series left out of expositions because of the cap.",
+        "Series of layers, heads, experts and the like left out because of the cap.",
         normal="0.",
-        change="Raise the cap or publish fewer layers.",
+        change="Raise SIDECAR_SERIES_CAP, or measure fewer layers.",
     ),
     _metric(
         "scrape_duration_seconds",
@@ -537,7 +734,16 @@ _HEALTH_METRICS = (
     ),
 )
 
-METRICS: Final = (*_LAYER_METRICS, *_COVERAGE_METRICS, *_SERVING_METRICS, *_HEALTH_METRICS)
+METRICS: Final = (
+    *_LAYER_METRICS,
+    *_ATTENTION_METRICS,
+    *_CONFIDENCE_METRICS,
+    *_ROUTER_METRICS,
+    *_PROBE_METRICS,
+    *_COVERAGE_METRICS,
+    *_SERVING_METRICS,
+    *_HEALTH_METRICS,
+)
 
 BY_ID: Final = {metric.id: metric for metric in METRICS}
 
@@ -551,4 +757,28 @@ WINDOW_MAX_OF: Final = {
     "residual_rms": BY_ID["residual_rms_window_max"],
     "residual_peak": BY_ID["residual_peak_window_max_ratio"],
     "block_influence": BY_ID["block_influence_window_max_ratio"],
+}
+
+# Which family carries each signal of a group: a summary of its rows; or, where values may be
+# negative, so that their sum is no counter, a gauge of the mean over the last closed window.
+FAMILY_OF: Final = {
+    ("attention", "entropy"): BY_ID["attention_entropy_ratio"],
+    ("attention", "max_weight"): BY_ID["attention_max_weight_ratio"],
+    ("attention", "effective_tokens"): BY_ID["attention_effective_tokens"],
+    ("attention", "sink_mass"): BY_ID["attention_sink_mass_ratio"],
+    ("confidence", "entropy"): BY_ID["token_entropy_nats"],
+    ("confidence", "top1_probability"): BY_ID["token_top1_probability_ratio"],
+    ("confidence", "top1_margin"): BY_ID["token_top1_margin_ratio"],
+    ("confidence", "surprisal"): BY_ID["token_surprisal_nats"],
+    ("confidence", "logsumexp"): BY_ID["token_logsumexp_window_mean"],
+    ("router", "gate_entropy"): BY_ID["router_gate_entropy_ratio"],
+    ("router", "topk_margin"): BY_ID["router_topk_margin_ratio"],
+    ("probe", "score"): BY_ID["probe_score_window_mean"],
+}
+# Which counter carries the rows of a group, cell by cell, where they are wanted for themselves.
+ROWS_OF: Final = {
+    "expert_load": BY_ID["router_expert_rows"],
+    "probe": BY_ID["probe_scored_requests"],
+    "probe_exceedance": BY_ID["probe_exceedances"],
+    "requests": BY_ID["observed_requests"],
 }

@@ -145,6 +145,29 @@ def test_requests_in_old_frames_are_not_remembered() -> None:
     assert found.serving is None
 
 
+def test_what_a_client_gave_up_is_marked_across_sources() -> None:
+    """The front end's word about a request that only the engine has measured."""
+    engine, frontend = FakeSource(ENGINE), FakeSource(FRONTEND)
+    reducer = reduced(
+        engine.frame(Requests([0, 1, 2], [fakes.request("a-0badcafe")])),
+        frontend.frame(fakes.serving(aborted=["a-0badcafe"])),
+    )
+
+    assert reducer.requests(1)[0].aborted
+
+
+def test_signatures_are_remembered_with_their_source() -> None:
+    """Those of frames that are believed."""
+    old = NOW - LIMITS.max_age_ns - 1
+    engine = FakeSource(ENGINE)
+    reducer = reduced(
+        engine.frame(fakes.signatures("old"), old), engine.frame(fakes.signatures("new"))
+    )
+    (found,) = reducer.signatures(10)
+
+    assert (found.source, found.signature.id) == ("engine-dp0-pp0-tp0", "new")
+
+
 def test_losing_frames_loses_no_totals() -> None:
     """Whatever frames are lost, the totals are those of the last one that arrived."""
     engine, told = SyntheticEngine(), FakeSource()

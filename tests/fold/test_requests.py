@@ -3,6 +3,7 @@
 import pytest
 
 from sidecar.fold.requests import MAX_REQUESTS, RecentRequests, client_ids
+from sidecar.fold.tables import table_bytes
 from sidecar.wire.frame import Request, Requests
 from tests import fakes
 from tests.fakes import NOW, SECOND
@@ -74,6 +75,27 @@ def test_a_client_that_reuses_its_id_gets_each_request_its_own_stats() -> None:
     assert ends == [1000, 1000]
 
 
+def test_a_request_whose_client_hung_up_is_marked() -> None:
+    """By its internal id, whichever half came first; it has no stats to be joined with."""
+    recent = RecentRequests()
+    recent.abort(["a-0badcafe"])
+    recent.measure("engine", body(*(fakes.request(f"{k}-0badcafe") for k in "abc")))
+    recent.abort(["b-0badcafe"])
+
+    assert [each.aborted for each in recent.get(3)] == [False, True, True]
+    assert recent.find("a")[0].aborted
+
+
+def test_ids_of_aborted_requests_are_bounded() -> None:
+    """A front end cannot fill the memory with ids that no request ever has."""
+    recent = RecentRequests(max_requests=3)
+    recent.abort([f"r{k}" for k in range(5)])
+    recent.measure("engine", body(*(fakes.request(f"r{k}") for k in (1, 2, 4))))
+
+    assert len(recent._aborted) == 3
+    assert [each.aborted for each in recent.get(3)] == [True, True, False]
+
+
 def test_the_latest_come_first_up_to_the_limit() -> None:
     """A limit cuts off the oldest."""
     recent = RecentRequests()
@@ -107,7 +129,18 @@ def test_the_bytes_of_requests_are_bounded() -> None:
     """A model with many layers keeps fewer requests, not more memory."""
     one = fakes.request("r", num_layers=100)
     size = sum(len(getattr(one.moments, name)) for name in one.moments.__struct_fields__)
+    size += sum(map(table_bytes, one.tables))
     recent = RecentRequests(max_bytes=3 * size)
     recent.measure("engine", body(*([one] * 10), num_layers=100))
 
     assert len(recent.get(MAX_REQUESTS)) == 3
+
+
+def test_the_bytes_of_tables_count() -> None:
+    """Most of what is known of a request may be in them."""
+    one = fakes.request("r", num_layers=1)
+    one.tables *= 10
+    recent = RecentRequests(max_bytes=3 * sum(map(table_bytes, one.tables)))
+    recent.measure("engine", body(*([one] * 10), num_layers=1))
+
+    assert len(recent.get(MAX_REQUESTS)) == 2

@@ -87,6 +87,18 @@ def test_a_single_token_has_no_time_per_output_token() -> None:
     assert totals.e2e.num_values == 1
 
 
+def test_aborted_requests_are_counted_and_have_no_latency() -> None:
+    """Their clients hung up: vLLM reports no stats of them."""
+    series = ServingSeries()
+    series.update(NOW, fakes.serving(fakes.finished("a"), aborted=["b-0badcafe", "c-0badcafe"]))
+    series.update(NOW, fakes.serving(aborted=["d-0badcafe"]))
+    totals = series.get()
+
+    assert totals is not None
+    assert (totals.finished["abort"], totals.finished["stop"]) == (3, 1)
+    assert totals.e2e.num_values == 1
+
+
 def test_strange_finish_reasons_share_one_label() -> None:
     """Whatever a front end calls a reason, there are at most six series."""
     series = ServingSeries()

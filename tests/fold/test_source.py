@@ -31,11 +31,12 @@ def test_a_new_boot_starts_from_nothing() -> None:
     view = told(
         former.frame(fakes.live()),
         former.frame(fakes.layers()),
+        former.frame(fakes.totals()),
         next_life.frame(fakes.live(), NOW + SECOND),
     )
 
     assert view.boot == "boot-two"
-    assert view.totals is None
+    assert (view.totals, view.tables) == (None, ())
     assert (view.tally.sent, view.tally.received, view.tally.before) == (1, 1, 0)
 
 
@@ -78,13 +79,14 @@ def test_a_stale_source_shows_nothing_that_it_told() -> None:
     """Beyond the staleness limit no number is frozen; the account of frames stays."""
     state = SourceState(ENGINE, LIMITS.stale_ns)
     engine = FakeSource()
-    for body in (fakes.live(), fakes.layers(), fakes.serving()):
+    for body in (fakes.live(), fakes.layers(), fakes.totals(), fakes.serving()):
         state.update(engine.frame(body), NOW, stale=False)
 
     assert state.get(NOW + LIMITS.stale_ns).totals is not None
+    assert len(state.get(NOW + LIMITS.stale_ns).tables) == 7
     view = state.get(NOW + LIMITS.stale_ns + 1)
-    assert (view.status, view.totals, view.serving) == (None, None, ())
-    assert view.tally.received == 3
+    assert (view.status, view.totals, view.tables, view.serving) == (None, None, (), ())
+    assert view.tally.received == 4
 
 
 def test_frames_too_old_are_counted_and_not_believed() -> None:
@@ -114,11 +116,14 @@ def test_engines_of_a_front_end_are_bounded() -> None:
 def test_a_word_of_its_status_closes_a_window() -> None:
     """An idle engine sends no layers, but the extremes of its last rows end all the same."""
     engine = FakeSource()
-    frames = [engine.frame(fakes.layers(), NOW), engine.frame(fakes.live(), NOW + 10 * SECOND)]
+    frames = [engine.frame(body, NOW) for body in (fakes.layers(), fakes.totals())]
+    frames += [engine.frame(fakes.live(), NOW + 10 * SECOND)]
     view = told(*frames)
     assert view.totals is not None
     assert view.totals.window is not None
+    assert all(table.window is not None for table in view.tables)
 
     view = told(*frames, engine.frame(fakes.live(), NOW + 20 * SECOND))
     assert view.totals is not None
     assert view.totals.window is None
+    assert all(table.window is None for table in view.tables)

@@ -1,9 +1,9 @@
-"""Extremes over the last closed window of 10 s."""
+"""Extremes and growth over the last closed window of 10 s."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.fold.windows import WINDOW_NS, Extremes, Stamped
+from sidecar.fold.windows import WINDOW_NS, Extremes, Growth, Stamped
 from tests.fakes import NOW, SECOND
 
 
@@ -86,3 +86,51 @@ def test_signalling_nan_is_quiet() -> None:
     extremes.advance(NOW + 2 * WINDOW_NS)
 
     np.testing.assert_array_equal(ends(3, 4), extremes.get())
+
+
+def readings(*seconds: int) -> Growth[int]:
+    """A quantity that is as large as the time at which it was read."""
+    growth: Growth[int] = Growth()
+    for each in seconds:
+        growth.update(each * SECOND, each)
+    return growth
+
+
+def test_growth_is_between_the_last_readings_of_two_windows() -> None:
+    """The window from 10 to 20 s began with the reading of 9 s."""
+    growth = readings(3, 9, 11, 15, 19)
+    assert growth.get() == (3, 9)
+
+    growth.advance(20 * SECOND)
+    assert growth.get() == (9, 19)
+
+
+def test_growth_needs_a_closed_window() -> None:
+    """Half a window is never told."""
+    assert Growth[int]().get() is None
+    assert readings(3, 9).get() is None
+
+
+def test_an_empty_window_has_not_grown() -> None:
+    """Neither one that passed in silence, nor one of other frames."""
+    growth = readings(3, 9)
+    for second in (25, 30):
+        growth.advance(second * SECOND)
+        assert growth.get() == (9, 9)
+
+
+def test_growth_follows_a_clock_that_was_set_back() -> None:
+    """It does not wait for the clock to catch up."""
+    growth = readings(103, 109, 111, 3, 8)
+    assert growth.get() is None
+
+    growth.advance(10 * SECOND)
+    assert growth.get() == (109, 8)
+
+
+def test_a_reading_a_window_late_is_the_latest_all_the_same() -> None:
+    """Readings are cumulative: none is lost, at worst it shows a window later."""
+    growth = readings(3, 11, 9)
+    growth.advance(20 * SECOND)
+
+    assert growth.get() == (3, 9)

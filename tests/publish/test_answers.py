@@ -1,36 +1,21 @@
 """The JSON API's answers, as read off a snapshot."""
 
-import json
 import math
-from typing import Any
-
-import numpy as np
-from pydantic import BaseModel
 
 import sidecar
 from sidecar.fold.reducer import REFUSALS
 from sidecar.publish.answers import (
     layers_answer,
     ready_answer,
-    requests_answer,
     status_answer,
 )
-from sidecar.wire.frame import Requests
+from sidecar.wire.frame import SCHEMA
 from sidecar.wire.signals import LAYER_SIGNALS
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, SECOND, FakeSource, reduced
+from tests.publish.plain import plain
 
 SNAPSHOT = fakes.everything().get(NOW + 11 * SECOND)
-
-
-def plain(answer: BaseModel) -> dict[str, Any]:
-    """The answer as a client reads it: NaN would not parse here."""
-
-    def refuse(constant: str) -> float:
-        raise AssertionError(constant)
-
-    read: dict[str, Any] = json.loads(answer.model_dump_json(), parse_constant=refuse)
-    return read
 
 
 def test_readiness_is_told_with_its_reasons() -> None:
@@ -54,8 +39,8 @@ def test_a_source_is_told_in_full() -> None:
         "detail": "",
         "boot": "boot-0000",
         "last_frame_age_seconds": 0.875,
-        "frames_sent": 7,
-        "frames_received": 4,
+        "frames_sent": 11,
+        "frames_received": 8,
         "frames_lost": {"dropped": 2, "missing": 1, "stale": 0},
         "model_name": "tiny",
         "vllm_version": "0.32.0",
@@ -65,6 +50,10 @@ def test_a_source_is_told_in_full() -> None:
         "dead_layers": [],
         "errors": {"pump": 2},
         "fingerprint": "f00d",
+        "absent": {"router": "no router: this model is dense", "probe": "none is configured"},
+        "shed_level": 1,
+        "cost_share": 0.0078125,
+        "control": "r7",
     }
 
 
@@ -88,7 +77,7 @@ def test_the_status_names_versions_and_refusals() -> None:
     """Enough to tell a version mismatch from a dead engine."""
     status = status_answer(SNAPSHOT)
 
-    assert (status.version, status.schema_version) == (sidecar.__version__, 1)
+    assert (status.version, status.schema_version) == (sidecar.__version__, SCHEMA)
     assert status.frames_refused == {**dict.fromkeys(REFUSALS, 0), "schema": 3}
 
 
@@ -100,6 +89,7 @@ def test_serving_stats_are_told_per_front_end() -> None:
     assert (serving.requests_running, serving.requests_waiting) == (3, 2)
     assert (serving.prompt_tokens, serving.generated_tokens) == (640, 90)
     assert (serving.finished["stop"], serving.finished["length"]) == (1, 1)
+    assert serving.finished["abort"] == 1
     assert serving.ttft_seconds.model_dump() == {"count": 2, "mean": 0.5}
     assert serving.time_per_output_token_seconds.mean == 0.125
     assert serving.e2e_seconds.mean == 2.0
@@ -123,6 +113,7 @@ def test_coverage_is_told_per_engine() -> None:
         "decode": {"first": 0, "rest": 8},
     }
     assert (first.prefix_cached, first.lost, first.recomputed) == (16, 1, 3)
+    assert (first.shed, first.opted_out, first.rejected) == (5, 6, 2)
     assert (first.steps, first.requests) == (7, 2)
 
 
@@ -169,53 +160,6 @@ def test_a_spread_is_never_the_root_of_a_negative() -> None:
     answer = layers_answer(reduced(FakeSource().frame(body)).get(NOW))
 
     assert answer.rows[0].signals["residual_rms"].log_std == 0.0
-
-
-def test_a_request_is_told_to_the_last_bit() -> None:
-    """Raw sums in float64, as JSON reads them back."""
-    arrays = fakes.moments(3)
-    arrays.sums[1] = np.random.default_rng(0).normal(size=arrays.sums[1].shape) * 1e9
-    one = fakes.request("cmpl-1-0-0badcafe")
-    one.moments = arrays.pack()
-    reducer = reduced(
-        FakeSource().frame(Requests([5, 6, 7], [one])),
-        FakeSource(FRONTEND).frame(fakes.serving(fakes.finished("cmpl-1-0"))),
-    )
-    (told,) = plain(requests_answer(reducer.requests(1)))["requests"]
-
-    assert (told["id"], told["source"]) == ("cmpl-1-0-0badcafe", "engine-dp0-pp0-tp0")
-    assert (told["layers"], told["nonfinite"]) == ([5, 6, 7], [0, 1, 2])
-    assert told["coverage"]["prefix_cached"] == 16
-    assert told["serving"]["reason"] == "stop"
-    assert list(told["populations"]) == ["prefill/first", "prefill/rest", "decode/rest"]
-    population = told["populations"]["prefill/rest"]
-    assert population["rows"] == [60, 60, 60]
-    for signal, name in enumerate(("residual_rms", "residual_peak", "block_influence")):
-        sums, ends = arrays.sums[1, :, signal], arrays.extremes[1, :, signal]
-        assert population[name]["sum"] == sums[:, 0].tolist()
-        assert population[name]["log_sum"] == sums[:, 1].tolist()
-        assert population[name]["log_square_sum"] == sums[:, 2].tolist()
-        assert population[name]["min"] == ends[:, 0].tolist()
-        assert population[name]["max"] == ends[:, 1].tolist()
-        assert population[name]["mean"] == (sums[:, 0] / 60).tolist()
-
-
-def test_what_a_request_lacks_is_null() -> None:
-    """A layer without rows, extremes that are no numbers, stats that never came."""
-    arrays = fakes.moments(2)
-    arrays.count[1, 0] = 0
-    arrays.extremes[1, 0] = np.nan
-    arrays.extremes[1, 1, 0, 1] = np.inf
-    one = fakes.request(num_layers=2)
-    one.moments = arrays.pack()
-    reducer = reduced(FakeSource().frame(Requests([0, 1], [one])))
-    (told,) = plain(requests_answer(reducer.requests(1)))["requests"]
-    rms = told["populations"]["prefill/rest"]["residual_rms"]
-
-    assert rms["min"][0] is None
-    assert rms["max"] == [None, None]
-    assert rms["mean"][0] is None
-    assert told["serving"] is None
 
 
 def test_every_answer_is_json() -> None:

@@ -12,7 +12,7 @@ from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer
 from sidecar.publish.intake import Intake
 from sidecar.wire.channel import Receiver, Sender
-from sidecar.wire.frame import MAX_BYTES, Frame, pack
+from sidecar.wire.frame import MAX_BYTES, SCHEMA, Frame, pack
 from tests import fakes
 from tests.fakes import ENGINE, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
 
@@ -72,7 +72,9 @@ def test_a_bug_of_ours_is_counted_and_logged_once(caplog: pytest.LogCaptureFixtu
 
 def test_the_thread_survives_every_message(caplog: pytest.LogCaptureFixture) -> None:
     """Garbage, an error of the channel, an error of the border: the next frame is folded."""
-    reading = intake(b"", OSError("channel"), b"LIS\x01", FrameError("magic", ""), message())
+    reading = intake(
+        b"", OSError("channel"), b"LIS" + bytes([SCHEMA]), FrameError("magic", ""), message()
+    )
     reading.start()
     eventually(lambda: bool(reading.get().sources))
     reading.stop()
@@ -100,7 +102,7 @@ def test_requests_are_read_under_the_same_lock() -> None:
     """Lists and look-ups come from the same state."""
     reading = intake()
 
-    assert reading.requests(10) == reading.find("x") == []
+    assert reading.requests(10) == reading.find("x") == reading.signatures(10) == []
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from sidecar.fold.reducer import Reducer, Snapshot
-from sidecar.publish.collectors import COLLECTORS, family
+from sidecar.publish.collectors import COLLECTORS, family, reason_class
 from sidecar.publish.metrics import Build, Exposition
 from sidecar.wire.frame import Source
 from sidecar.wire.signals import BY_ID, METRICS, PREFIX, Kind
@@ -71,6 +71,15 @@ def test_the_client_chooses_the_format(accept: str, content_type: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_every_family_of_the_table_has_samples_somewhere(accept: str) -> None:
+    """No family is described and never published."""
+    body, _ = exposition().render(SNAPSHOT, accept)
+    found = {metric.name for metric in parsed(body.decode(), accept)}
+
+    assert {m.name for m in METRICS} <= found | {name.removesuffix("_info") for name in found}
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_names_kinds_units_and_help_come_from_the_table(accept: str) -> None:
     """Every family of the table is there when it has samples, and no other one."""
     body, _ = exposition().render(SNAPSHOT, accept)
@@ -107,9 +116,21 @@ def test_coverage_is_that_of_the_first_stage() -> None:
     assert found["observed_tokens_total", "tiny", "0", "prefill", "rest"] == 60
     assert found["unobserved_tokens_total", "tiny", "0", "prefix_cached"] == 16
     assert found["unobserved_tokens_total", "tiny", "0", "lost"] == 1
+    assert found["unobserved_tokens_total", "tiny", "0", "shed"] == 5
+    assert found["unobserved_tokens_total", "tiny", "0", "opted_out"] == 6
+    assert found["rejected_draft_tokens_total", "tiny", "0"] == 2
     assert found["recomputed_tokens_total", "tiny", "0"] == 3
-    assert found["observed_requests_total", "tiny", "0"] == 2
     assert found["engine_steps_total", "tiny", "0"] == 7
+
+
+def test_observed_requests_are_told_by_adapter() -> None:
+    """As the tap counts them; all as the base model's where it does not tell them apart."""
+    by_adapter = {key[3]: n for key, n in samples().items() if key[0] == "observed_requests_total"}
+    engine = FakeSource()
+    plain = fakes.reduced(engine.frame(fakes.live()), engine.frame(fakes.layers())).get(NOW)
+
+    assert by_adapter == {"": 5, "support": 1, "other": 0}
+    assert samples(plain)["observed_requests_total", "tiny", "0", ""] == 2
 
 
 def test_serving_stats_are_told() -> None:
@@ -125,6 +146,7 @@ def test_serving_stats_are_told() -> None:
     assert found["kv_cache_usage_ratio", "tiny", "0"] == 0.25
     assert found["finished_requests_total", "tiny", "0", "length"] == 1
     assert found["finished_requests_total", "tiny", "0", "error"] == 0
+    assert found["finished_requests_total", "tiny", "0", "abort"] == 1
     e2e = {key[3]: value for key, value in found.items() if "e2e" in key[0] and "bucket" in key[0]}
     assert (e2e["1.5"], e2e["2.0"], e2e["+Inf"]) == (0, 2, 2)
     assert found["e2e_request_latency_seconds_sum", "tiny", "0"] == 4
@@ -157,7 +179,27 @@ def test_taps_tell_their_state() -> None:
     assert found["tap_info", engine, "live", ""] == 1
     assert found["tap_info", refused, "refused", "release"] == 1
     assert found["tap_errors_total", engine, "pump"] == 2
+    assert found["tap_shed_level", engine] == 1
+    assert found["tap_cost_ratio", engine] == 0.0078125
+    assert found["tap_absent_info", engine, "router", "no_router"] == 1
+    assert found["tap_absent_info", engine, "probe", "other"] == 1
+    assert ("tap_shed_level", refused) not in found
     assert found["engine_info", engine, "tiny", "0", "0.32.0", "v1", "bfloat16", "3"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "label"),
+    [
+        ("no router: this model is dense", "no_router"),
+        ("Sliding-window  layer: not read yet", "sliding_window_layer"),
+        ("this model has no experts", "other"),
+        ("a" * 41 + ": too long for a label", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_reason_becomes_a_short_label(reason: str, label: str) -> None:
+    """What stands before the first colon; a sentence is for /v1/status."""
+    assert reason_class(reason) == label
 
 
 def test_every_frame_is_told() -> None:
@@ -165,15 +207,15 @@ def test_every_frame_is_told() -> None:
     found = samples()
     engine = "engine-dp0-pp0-tp0"
 
-    assert found["frames_sent_total", engine] == 7
-    assert found["frames_received_total", engine] == 4
+    assert found["frames_sent_total", engine] == 11
+    assert found["frames_received_total", engine] == 8
     assert found["frames_lost_total", engine, "dropped"] == 2
     assert found["frames_lost_total", engine, "missing"] == 1
     assert found["frames_lost_total", engine, "stale"] == 0
     assert found["frames_refused_total", "schema"] == 3
     assert found["frames_refused_total", "mac"] == 0
-    assert found["frame_age_seconds_count",] == 10
-    assert found["frame_age_seconds_sum",] == 8 / 8
+    assert found["frame_age_seconds_count",] == 18
+    assert found["frame_age_seconds_sum",] == 16 / 8
     assert found["last_frame_timestamp_seconds", engine] == NOW / 1e9 + 10
     assert found["sources",] == 4
 
@@ -230,6 +272,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
 
     assert success == {
         "layers": 1,
+        "tables": 1,
         "coverage": 1,
         "serving": 0,
         "taps": 1,
@@ -251,6 +294,20 @@ def test_a_label_that_cannot_be_written_is_a_failure_like_any_other() -> None:
     assert found["scrape_collector_success", "taps"] == 0
 
 
+def test_failing_tables_leave_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two writers are guarded apart."""
+
+    def write(*_: object, **__: object) -> str:
+        raise RuntimeError
+
+    broken = exposition()
+    monkeypatch.setattr(broken._tables, "write", write)
+    body, _ = broken.render(SNAPSHOT, "")
+
+    assert b'scrape_collector_success{collector="tables"} 0' in body
+    assert b"residual_rms_sum{" in body
+
+
 def test_failing_layers_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the one collector with its own writer."""
 
@@ -266,7 +323,7 @@ def test_failing_layers_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_collectors_are_timed() -> None:
-    """By the clock given: each of the six took one tick."""
+    """By the clock given: each of the seven took one tick."""
     found = samples()
 
     assert found["scrape_duration_seconds_sum", "layers"] == pytest.approx(0.00025)
@@ -274,21 +331,33 @@ def test_collectors_are_timed() -> None:
 
 
 def test_the_cap_is_told_and_kept() -> None:
-    """At the cap whole layers are left out, and both numbers are published."""
-    rendering = exposition(series_cap=60)
+    """At the cap whole layers are left out, and every table with them; all of it is counted."""
+    everything, rendering = exposition(), exposition(series_cap=60)
+    everything.render(SNAPSHOT, "")
     rendering.render(SNAPSHOT, "")
     body, _ = rendering.render(SNAPSHOT, "")
     found = {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name.removeprefix(PREFIX), *sample.labels.values()): sample.value
         for metric in parsed(body.decode())
         for sample in metric.samples
     }
-    names = ("residual", "influence", "nonfinite")
-    per_layer = [key for key in found if any(name in key[0] for name in names)]
+    names = ("residual", "block_", "nonfinite", "attention", "token_", "router", "probe")
+    per_cell = [key for key in found if key[0].startswith(names)]
 
-    assert len(per_layer) == found["llm_internals_series",] == 56
-    assert found["llm_internals_series_cap",] == 60
-    assert found["llm_internals_series_dropped_total",] == 2 * 56
+    assert len(per_cell) == found["series",] == 56
+    assert found["series_cap",] == 60
+    assert found["series_dropped_total",] > 2 * 56
+
+
+def test_layers_that_fit_leave_room_for_tables() -> None:
+    """One cap over both: what the layers leave is what the tables have."""
+    layers_only = Exposition(4 * 28)
+    layers_only.render(SNAPSHOT, "")
+    found = samples(series_cap=4 * 28 + 2 * 9)
+
+    assert (layers_only._layers.num_left, layers_only._tables.num_series) == (0, 0)
+    assert found["token_entropy_nats_count", "tiny", "0", ""] == 32
+    assert not [key for key in found if key[0].startswith("probe")]
 
 
 def test_scrapes_at_the_same_time_do_not_mix() -> None:

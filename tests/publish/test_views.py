@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from sidecar.fold.reducer import Reducer
 from sidecar.fold.requests import MAX_REQUESTS
+from sidecar.publish import portion
 from sidecar.publish.app import create_api_app, create_metrics_app
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
@@ -17,6 +18,7 @@ from sidecar.wire.frame import Requests, pack
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
 
+V1 = ("/v1/status", "/v1/layers", "/v1/signals", "/v1/requests", "/v1/signatures")
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
 
@@ -35,7 +37,10 @@ class Sidecar:
         """One flush of an engine and its front end, now."""
         now = self.clock()
         asked = [fakes.request(f"cmpl-{k}-0-0badcafe", end_ns=now) for k in range(3)]
-        bodies = (fakes.live(), fakes.layers(), Requests([0, 1, 2], asked))
+        bodies = (
+            *(fakes.live(), fakes.layers(), fakes.totals(), Requests([0, 1, 2], asked)),
+            fakes.signatures(*(each.id for each in asked)),
+        )
         for body in bodies:
             self.intake.accept(pack(self.engine.frame(body, now)))
         stats = fakes.serving(fakes.finished("cmpl-1-0", end_ns=now))
@@ -78,7 +83,7 @@ def test_life_does_not_depend_on_telemetry(running: Sidecar) -> None:
 
 def test_each_port_has_its_own_routes(running: Sidecar) -> None:
     """The API is not on the metrics port, nor the metrics on the API's."""
-    for path in ("/v1/status", "/v1/layers", "/v1/requests"):
+    for path in V1:
         assert running.metrics.get(path).status_code == 404
         assert running.api.get(path).status_code == 200
     assert running.metrics.get("/metrics").status_code == 200
@@ -150,6 +155,45 @@ def test_requests_are_listed_latest_first(running: Sidecar) -> None:
     assert len(running.api.get("/v1/requests").json()["requests"]) == 3
 
 
+def test_a_group_of_signals_is_asked_for_by_name(running: Sidecar) -> None:
+    """One, or all."""
+    running.hear()
+    router = running.api.get("/v1/signals", params={"group": "router"}).json()
+    whole = running.api.get("/v1/signals").json()
+
+    assert [group["id"] for group in router["groups"]] == ["router"]
+    assert len(router["cells"]) == 6
+    assert len(whole["cells"]) > 6
+    unknown = running.api.get("/v1/signals", params={"group": "unknown"}).json()
+    assert "attention, " in unknown["remedy"]
+
+
+def test_signatures_are_listed_latest_first(running: Sidecar) -> None:
+    """Up to the limit."""
+    running.hear()
+    found = running.api.get("/v1/signatures", params={"limit": 2}).json()["signatures"]
+
+    assert [each["id"] for each in found] == ["cmpl-2-0-0badcafe", "cmpl-1-0-0badcafe"]
+    assert len(running.api.get("/v1/signatures").json()["signatures"]) == 3
+
+
+@pytest.mark.parametrize("what", ["requests", "signatures"])
+def test_more_than_an_answer_holds_is_refused_with_what_fits(
+    running: Sidecar, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A client that named a limit; one that did not gets what fits, and how many are left."""
+    running.hear()
+    monkeypatch.setattr(portion, "MAX_NUMBERS", 60)
+    refused = running.api.get(f"/v1/{what}", params={"limit": 3})
+    part = running.api.get(f"/v1/{what}").json()
+    fitting = len(part[what])
+
+    assert refused.status_code == 422
+    assert f"limit={fitting} or less" in refused.json()["remedy"]
+    assert part["num_left_out"] == 3 - fitting > 0
+    assert running.api.get(f"/v1/{what}", params={"limit": fitting}).status_code == 200
+
+
 @pytest.mark.parametrize("request_id", ["cmpl-1-0", "cmpl-1-0-0badcafe"])
 def test_a_request_is_found_by_either_id(running: Sidecar, request_id: str) -> None:
     """The client's or the engine's."""
@@ -176,6 +220,8 @@ def test_an_id_with_slashes_is_an_id(running: Sidecar) -> None:
         ("GET", "/v1/requests?limit=0", 422),
         ("GET", f"/v1/requests?limit={MAX_REQUESTS + 1}", 422),
         ("GET", "/v1/requests?limit=all", 422),
+        ("GET", "/v1/signatures?limit=0", 422),
+        ("GET", "/v1/signals?group=unknown", 422),
         ("GET", "/nowhere", 404),
         ("GET", "/docs", 404),
         ("POST", "/v1/status", 405),
@@ -215,12 +261,14 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
     assert set(paths) == {
         "/v1/status",
         "/v1/layers",
+        "/v1/signals",
+        "/v1/signatures",
         "/v1/requests",
         "/v1/requests/{request_id}",
         "/healthz",
         "/readyz",
     }
-    for path in ("/v1/status", "/v1/layers", "/v1/requests", "/readyz"):
+    for path in (*V1, "/readyz"):
         content = paths[path]["get"]["responses"]["200"]["content"]
         assert "$ref" in content["application/json"]["schema"]
 

@@ -33,8 +33,10 @@ HEADER = Header("boot-one", ENGINE, 7, NOW, 3, 1)
 BODIES: list[Body] = [
     fakes.live(),
     fakes.layers(),
+    fakes.totals(),
     Requests([0, 1, 2], [fakes.request("a"), fakes.request("b")]),
-    fakes.serving(fakes.finished("a"), fakes.finished("b")),
+    fakes.signatures("a", "b"),
+    fakes.serving(fakes.finished("a"), fakes.finished("b"), aborted=["c"]),
 ]
 each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 

@@ -6,9 +6,12 @@ import pytest
 
 from sidecar.wire.signals import (
     BY_ID,
+    FAMILY_OF,
+    GROUPS,
     LAYER_SIGNALS,
     METRICS,
     POPULATIONS,
+    ROWS_OF,
     SUMMARY_OF,
     WINDOW_MAX_OF,
     Kind,
@@ -63,6 +66,31 @@ def test_every_layer_signal_has_its_families() -> None:
     assert set(SUMMARY_OF) == set(WINDOW_MAX_OF) == ids
     assert {metric.kind for metric in SUMMARY_OF.values()} == {Kind.SUMMARY}
     assert {metric.kind for metric in WINDOW_MAX_OF.values()} == {Kind.GAUGE}
+
+
+def test_every_signal_of_a_group_has_its_family() -> None:
+    """Attention's mean over heads is of requests alone; of what has no signals, rows count."""
+    published = [group for group in GROUPS.values() if group.id != "attention_mean"]
+
+    assert set(FAMILY_OF) == {(group.id, each.id) for group in published for each in group.signals}
+    assert set(ROWS_OF) >= {group.id for group in published if not group.signals}
+    assert {metric.kind for metric in ROWS_OF.values()} == {Kind.COUNTER}
+
+
+def test_a_family_has_the_axes_of_its_group_as_labels() -> None:
+    """In wire order, after the model and the engine."""
+    families = [(group, metric) for (group, _), metric in FAMILY_OF.items()]
+    for group, metric in (*families, *ROWS_OF.items()):
+        assert metric.labels == ("model_name", "engine", *GROUPS[group].axes)
+
+
+def test_a_value_that_may_be_negative_is_no_summary() -> None:
+    """Its sum can fall, and Prometheus would take that for a restart."""
+    kinds = {signal: metric.kind for (_, signal), metric in FAMILY_OF.items()}
+    gauges = {signal for signal, kind in kinds.items() if kind is Kind.GAUGE}
+
+    assert gauges == {"logsumexp", "score"}
+    assert set(kinds.values()) == {Kind.GAUGE, Kind.SUMMARY}
 
 
 def test_populations_stand_in_wire_order() -> None:

@@ -1,0 +1,41 @@
+"""Answers and pages as a client reads them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from sidecar.fold.reducer import Reducer
+from sidecar.publish.answers import layers_answer, status_answer
+from sidecar.publish.metrics import Exposition
+from sidecar.publish.requests import requests_answer
+from sidecar.publish.signals import signals_answer
+from sidecar.publish.signatures import signatures_answer
+
+
+def plain(answer: BaseModel) -> dict[str, Any]:
+    """The answer as a client reads it: NaN would not parse here."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    read: dict[str, Any] = json.loads(answer.model_dump_json(), parse_constant=refuse)
+    return read
+
+
+def pages(reducer: Reducer, now_ns: int) -> Iterator[object]:
+    """Every page, read back: each sample of the exposition once, and no NaN in JSON."""
+    snapshot = reducer.get(now_ns)
+    exposition = Exposition(10_000)
+    body, _ = exposition.render(snapshot, "")
+    lines = [line.rpartition(" ")[0] for line in body.decode().splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines))
+    assert b"success{collector" in body
+    assert all(exposition._success.values())
+    yield lines
+    yield plain(status_answer(snapshot))
+    yield plain(layers_answer(snapshot))
+    yield plain(signals_answer(snapshot))
+    yield plain(requests_answer(reducer.requests(100)))
+    yield plain(signatures_answer(reducer.signatures(100)))
