@@ -54,11 +54,15 @@ class Index(NamedTuple):
 
 
 def reduce_rows(
-    rows: torch.Tensor, index: Index, alphas: torch.Tensor, sums: torch.Tensor, parts: torch.Tensor
+    rows: torch.Tensor,
+    index: Index,
+    alphas: torch.Tensor | None,
+    sums: torch.Tensor,
+    parts: torch.Tensor,
 ) -> None:
     """Reduce the rows of each group to the parts that pooling needs.
 
-    rows: [T, K] float32. alphas: [K] float64, 0 where the plain sum is wanted.
+    rows: [T, K] float32. alphas: [K] float64, 0 where the plain sum is wanted; None: everywhere.
     sums: [G + 1, K] float64, scratch. parts: [G + 1, len(Part), K] float32, overwritten; the last
     group is that of rows not to be counted. Goes by a few columns at a time, because the engine's
     memory plan knows nothing of our scratch space.
@@ -67,15 +71,22 @@ def reduce_rows(
     step = max(1, _CHUNK_CELLS // max(1, num_rows))
     for start in range(0, num_columns, step):
         some = slice(start, start + step)
-        _reduce_columns(rows[:, some], index, alphas[some], sums[:, some], parts[..., some])
+        mine = None if alphas is None else alphas[some]
+        _reduce_columns(rows[:, some], index, mine, sums[:, some], parts[..., some])
 
 
 def _reduce_columns(
-    rows: torch.Tensor, index: Index, alphas: torch.Tensor, sums: torch.Tensor, parts: torch.Tensor
+    rows: torch.Tensor,
+    index: Index,
+    alphas: torch.Tensor | None,
+    sums: torch.Tensor,
+    parts: torch.Tensor,
 ) -> None:
-    shares = torch.where(alphas > 0, alphas, 1.0)
-    weights = shares * (1.0 - alphas) ** index.distances.unsqueeze(-1)
-    parts[:, Part.SUM] = sums.zero_().index_add_(0, index.groups, rows * weights)
+    terms = rows.double()
+    if alphas is not None:
+        shares = torch.where(alphas > 0, alphas, 1.0)
+        terms *= shares * (1.0 - alphas) ** index.distances.unsqueeze(-1)
+    parts[:, Part.SUM] = sums.zero_().index_add_(0, index.groups, terms)
     places = index.groups.unsqueeze(-1).expand_as(rows)
     parts[:, Part.MAX].fill_(-torch.inf).scatter_reduce_(0, places, rows, "amax")
     num_groups = len(index.firsts)
@@ -113,7 +124,8 @@ class Projection:
         self.scores = Scores(probes, places[num_sketched:], num_slots)
         self.rows = torch.zeros(num_columns, capacity, device=device)
         alphas = np.array([0.0] * num_sketched + [probe.alpha for probe in probes])[order]
-        self._alphas = torch.from_numpy(alphas).to(device)
+        # Weights cost more than all the rest: without ema there are none.
+        self._alphas = torch.from_numpy(alphas).to(device) if alphas.any() else None
         self._max_groups = max_groups
         self._sums = torch.zeros(max_groups + 1, num_columns, dtype=torch.float64, device=device)
         self._parts = torch.zeros(max_groups + 1, len(Part), num_columns, device=device)

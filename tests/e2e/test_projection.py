@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sidecar.tap.pooling import Pooling, Rows
 from sidecar.tap.sketch import directions
 from sidecar.wire.frame import Cells
 from sidecar.wire.signature import entries
@@ -30,17 +31,17 @@ class Wanted(NamedTuple):
     """A probe of the test's file."""
 
     layer: int
-    pooling: str
-    rows: str
+    pooling: Pooling
+    rows: Rows
     bias: float
 
 
 PROBES = {
-    "last-token": Wanted(3, "last", "all", 0.25),
-    "mean/prompt": Wanted(0, "mean", "prompt", -3.0),
-    "max": Wanted(1, "max", "all", 0.0),
-    "ema": Wanted(2, "ema", "all", 1.0),
-    "ema-generated": Wanted(3, "ema", "generated", 0.0),
+    "last-token": Wanted(3, Pooling.LAST, Rows.ALL, 0.25),
+    "mean/prompt": Wanted(0, Pooling.MEAN, Rows.PROMPT, -3.0),
+    "max": Wanted(1, Pooling.MAX, Rows.ALL, 0.0),
+    "ema": Wanted(2, Pooling.EMA, Rows.ALL, 1.0),
+    "ema-generated": Wanted(3, Pooling.EMA, Rows.GENERATED, 0.0),
 }
 
 
@@ -72,11 +73,11 @@ def _write(folder: Path, prompts: list[list[int]]) -> Path:
     entries = []
     for name, probe in PROBES.items():
         middle = 0.0
-        if probe.rows != "generated":
+        if probe.rows is not Rows.GENERATED:
             scores = [_score(name, s, len(p)) for s, p in zip(streams, prompts, strict=True)]
             middle = float(np.median(scores))
         told = {"name": name, "tensor": name, "quantiles": {"0.5": middle, "0.99": 1e6}}
-        told |= probe._asdict() | ({"alpha": ALPHA} if probe.pooling == "ema" else {})
+        told |= probe._asdict() | ({"alpha": ALPHA} if probe.pooling is Pooling.EMA else {})
         entries.append(told)
     save_file(_directions(), folder / "probes.safetensors")
     head = {"format": "llm-internals-probes", "version": 1, "tensors": "probes.safetensors"}

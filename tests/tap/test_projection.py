@@ -125,17 +125,20 @@ def test_scores_and_sketches_are_those_of_the_rows(drawn, data) -> None:
     assert not guard.errors
 
 
+@pytest.mark.parametrize("has_ema", [True, False])
 @pytest.mark.parametrize("cells", [1, 5, 1 << 20])
-def test_a_few_columns_at_a_time_are_reduced_as_all_at_once(cells, monkeypatch) -> None:
+def test_a_few_columns_at_a_time_are_reduced_as_all_at_once(cells, has_ema, monkeypatch) -> None:
     """Parts of groups are those of a loop over their rows, whatever the scratch space."""
     monkeypatch.setattr(room, "_CHUNK_CELLS", cells)
-    made = projection()
+    made = projection(probes=probes() if has_ema else [])
     rows = np.random.default_rng(1).normal(size=(12, len(made.rows))).astype(np.float32)
     plan, some = next(steps(RowMap(4), [("a", 6, rows[:8]), ("b", 2, rows[8:])], [[8, 4]]))
     made.rows[:, :12] = torch.from_numpy(some).T
     loan = made.collect(plan)
     assert loan is not None
-    want = parts_of(plan, some, made._alphas.numpy())
+    alphas = np.zeros(len(made.rows)) if made._alphas is None else made._alphas.numpy()
+    assert alphas.any() == has_ema
+    want = parts_of(plan, some, alphas)
     np.testing.assert_allclose(loan.read("parts", plan.num_groups), want, rtol=1e-5, atol=1e-6)
     assert plan.num_groups == 5
     assert len(Part) == want.shape[1]
