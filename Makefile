@@ -11,7 +11,7 @@ PYTHON ?=
 BIN := .venv/bin
 READY := .venv/.stamp
 PROMTOOL := .tools/bin/promtool
-SOURCES := $(wildcard bench dashboards sidecar tests)
+SOURCES := $(wildcard bench dashboards examples sidecar tests)
 
 .PHONY: help
 help: ## list these commands

@@ -18,14 +18,20 @@ from sidecar.tap.sites import Site
 
 ROWS: Final = "_sidecar_rows"  # buffer of a tapped layer: its view of the slab
 
+# Whatever else is made of the stream after a layer, [T, H]; traced, so it may not raise.
+Reader = Callable[[torch.Tensor], None]
+
 _HIDDEN_NAMES: Final = ("hidden_states", "hidden", "x", "h", "inputs")
 _RESIDUAL_NAMES: Final = ("residual", "residuals")
 _NUM_DIMS: Final = 2  # token rows by hidden size
 
 
-def attach_probe(site: Site, rows: torch.Tensor, guard: Guard) -> Callable[[], None]:
+def attach_probe(
+    site: Site, rows: torch.Tensor, guard: Guard, also: Reader | None = None
+) -> Callable[[], None]:
     """Measure `site` into `rows` ([NUM_COLUMNS, capacity]) at each forward; returns the undo.
 
+    also: reads the same stream after the layer, which is formed once.
     Raises TapRefused when the layer's forward has no parameter that looks like the stream.
     """
     module = site.module
@@ -46,6 +52,8 @@ def attach_probe(site: Site, rows: torch.Tensor, guard: Guard) -> Callable[[], N
             after = _stream_out(outputs)
             if before is not None and after is not None and before.shape == after.shape:
                 probes.record(getattr(module, ROWS), before, after)
+                if also is not None:
+                    also(after)
         except Exception as error:  # likewise
             guard.count("probe", error)
         return outputs

@@ -42,12 +42,17 @@ class Rows:
 
 
 @torch.no_grad()
-def rows_of(model_path: Path, tokens: list[int]) -> Rows:
-    """Signals of each of `tokens` at each layer."""
+def streams_of(model_path: Path, tokens: list[int]) -> torch.Tensor:
+    """[1 + L, T, H] residual stream before the first layer and after each, in float64."""
     model, streams = _model(model_path)
     streams.clear()
     model(input_ids=torch.tensor([tokens]), use_cache=False)
-    stream = torch.stack([s[0] for s in streams]).double()  # [1 + L, T, H]
+    return torch.stack([s[0] for s in streams]).double()
+
+
+def rows_of(model_path: Path, tokens: list[int]) -> Rows:
+    """Signals of each of `tokens` at each layer."""
+    stream = streams_of(model_path, tokens)
     before, after = stream[:-1], stream[1:]
     rms = after.square().mean(-1).sqrt()
     cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))

@@ -73,6 +73,33 @@ def test_a_lone_tensor_is_the_stream(layer, guard) -> None:
     assert_rows(rows, before, after)
 
 
+@pytest.mark.parametrize("layer", [PairLayer, FusedLayer, TensorLayer, NoneLayer])
+def test_another_reader_sees_the_same_stream(layer, guard) -> None:
+    """Whatever else is made of it is made of the stream after the layer, once per pass."""
+    module, seen = layer(), []
+    before = tokens(NUM_ROWS)
+    after = before + module.attention(before)
+    attach_probe(Site(0, module), torch.zeros(NUM_COLUMNS, NUM_ROWS), guard, seen.append)
+    module(POSITIONS, before.clone(), *([None] if layer in {PairLayer, FusedLayer} else []))
+    (stream,) = seen
+    torch.testing.assert_close(stream, after, atol=1e-6, rtol=1e-6)
+
+
+def test_another_reader_that_raises_harms_nothing(guard) -> None:
+    """It is counted like the probe itself, whose rows are there."""
+
+    def broken(_: torch.Tensor) -> None:
+        raise RuntimeError("a bug of ours")
+
+    module, hidden = TensorLayer(), tokens(NUM_ROWS)
+    want = module(POSITIONS, hidden)
+    rows = torch.zeros(NUM_COLUMNS, NUM_ROWS)
+    attach_probe(Site(0, module), rows, guard, broken)
+    torch.testing.assert_close(module(POSITIONS, hidden), want, rtol=0, atol=0)
+    assert_rows(rows, hidden, want)
+    assert guard.errors == {"probe": 1}
+
+
 @pytest.mark.parametrize(
     "call",
     [

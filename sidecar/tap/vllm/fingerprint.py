@@ -13,7 +13,7 @@ from typing import Any, Final
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap import probes, sites, stream
+from sidecar.tap import probe_file, probes, projection, sites, stream
 from sidecar.wire.frame import SCHEMA
 
 KEY: Final = "llm_internals_fingerprint"
@@ -27,13 +27,15 @@ _SHAPING: Final = (
     "sketch_seed",
     "probe_file",
 )
-_TRACED: Final[tuple[ModuleType, ...]] = (probes, sites, stream)
+_TRACED: Final[tuple[ModuleType, ...]] = (probes, projection, sites, stream)
 
 
 def fingerprint(capacity: int, config: TapConfig) -> str:
     """Hex digest of everything of ours that shapes the graph; `capacity` is the rows per layer."""
     digest = hashlib.sha256(f"{__version__}/{SCHEMA}/{capacity}".encode())
     digest.update(config.model_dump_json(include=set(_SHAPING)).encode())
+    if config.probe_file is not None:  # a compiler may fold weights into what it compiles
+        digest.update(probe_file.content(config.probe_file))
     for module in _TRACED:
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:16]

@@ -17,6 +17,7 @@ from sidecar.tap.engine import EngineTap, Instruments
 from sidecar.tap.guard import Guard
 from sidecar.tap.signature import evenly
 from sidecar.tap.sites import Site
+from sidecar.tap.stream import Reader
 from sidecar.wire.frame import Source
 from sidecar.wire.signature import Layout
 
@@ -27,7 +28,8 @@ class Workbench:
 
     capacity: more than the token rows of any forward pass. max_groups: most row groups of one.
     undo: called back when the tap cannot be attached after all.
-    layout: filled in by the fitters. seats: called with the tap once it exists.
+    readers: what else is made of the residual stream after a layer, by its global id.
+    seats: called with the tap once it exists.
     """
 
     runner: Any
@@ -41,6 +43,7 @@ class Workbench:
     device: torch.device
     undo: contextlib.ExitStack
     instruments: Instruments
+    readers: dict[int, Reader] = field(default_factory=dict)
     seats: list[Callable[[EngineTap], None]] = field(default_factory=list)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tests.tap.toys import Attention, Decoder, tokens
+from tests.tap.toys import HIDDEN, Attention, Decoder, tokens
 
 NOTHING = 10**6  # what stale memory beyond the batch holds
 
@@ -260,6 +260,8 @@ def vllm_config(model: Decoder | None = None, **parts: dict[str, Any]) -> Simple
             dtype=torch.bfloat16,
             runner_type="generate",
             is_encoder_decoder=False,
+            get_hidden_size=lambda: HIDDEN,
+            get_total_num_hidden_layers=lambda: len((model or Decoder()).layers),
         ),
         parallel_config=SimpleNamespace(
             data_parallel_rank=0, use_ubatching=False, prefill_context_parallel_size=1
