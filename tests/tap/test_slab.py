@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from sidecar.tap.probes import NUM_BOUNDS, NUM_COLUMNS, NUM_SUMS, PULSE, group_rows, record
-from sidecar.tap.rows import NO_GAP, Plan
-from sidecar.tap.slab import NUM_LOANS, Slab
+from sidecar.tap.ring import NUM_LOANS
+from sidecar.tap.rows import Plan
+from sidecar.tap.slab import Slab
 
 NUM_LAYERS, CAPACITY, MAX_GROUPS = 2, 8, 3
 
@@ -20,7 +21,7 @@ def plan(groups: list[int], num_groups: int) -> Plan:
     sizes = np.bincount(groups, minlength=num_groups)[:num_groups]
     ids = np.arange(num_groups)
     return Plan(
-        np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, *[NO_GAP] * 3
+        np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, ids, sizes
     )
 
 
@@ -41,7 +42,7 @@ def test_a_collected_step_is_the_grouping_of_its_rows() -> None:
     result = made.collect(plan(groups, 2))
     assert result is not None
     assert result.is_ready
-    sums, bounds, pulse = result.arrays(2)
+    sums, bounds, pulse = made.read(result, 2)
     want_sums = torch.zeros(3, NUM_LAYERS, NUM_SUMS, dtype=torch.float64)
     want_bounds = torch.zeros(3, NUM_LAYERS, NUM_BOUNDS)
     group_rows(made.rows[..., :5], torch.tensor(groups), want_sums, want_bounds)
@@ -57,11 +58,11 @@ def test_a_result_keeps_its_step_while_the_next_ones_run() -> None:
     fill(made, 4)
     first = made.collect(plan([0, 0, 1, 1], 2))
     assert first is not None
-    before = [array.copy() for array in first.arrays(2)]
+    before = [array.copy() for array in made.read(first, 2)]
     for seed in range(1, NUM_LOANS):
         fill(made, 8, seed)
         assert made.collect(plan([0] * 8, 1)) is not None
-    for now, then in zip(first.arrays(2), before, strict=True):
+    for now, then in zip(made.read(first, 2), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
@@ -73,7 +74,7 @@ def test_a_reused_result_holds_nothing_of_its_last_step() -> None:
     for _ in range(NUM_LOANS + 1):
         result = made.collect(plan([0, 0, 1], 2))
         assert result is not None
-        seen.append(result.arrays(2)[0].copy())
+        seen.append(made.read(result, 2).sums.copy())
         made.release(result)
     for sums in seen[1:]:
         np.testing.assert_array_equal(sums, seen[0])
@@ -118,7 +119,7 @@ def test_addresses_never_change() -> None:
         fill(made, CAPACITY, seed)
         result = made.collect(plan([0] * CAPACITY, 1))
         assert result is not None
-        addresses.add(result.sums.data_ptr())
+        addresses.add(result.host["sums"].data_ptr())
         made.release(result)
     assert made.rows.data_ptr() == rows
     assert [made.rows[layer].data_ptr() for layer in range(NUM_LAYERS)] == views
@@ -133,7 +134,7 @@ def test_a_step_in_inference_mode_can_be_read_outside() -> None:
         fill(made, 2)
         result = made.collect(plan([0, 0], 1))
     assert result is not None
-    sums, _, pulse = result.arrays(1)
+    sums, _, pulse = made.read(result, 1)
     assert sums[0, 0, -2] == 2
     assert pulse.tolist() == made.rows[:, PULSE, 0].tolist() == [1.0, 1.0]
 
