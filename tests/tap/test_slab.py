@@ -20,9 +20,7 @@ def plan(groups: list[int], num_groups: int) -> Plan:
     """A plan of which only the groups matter here."""
     sizes = np.bincount(groups, minlength=num_groups)[:num_groups]
     ids = np.arange(num_groups)
-    return Plan(
-        np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, ids, sizes
-    )
+    return Plan(np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, ids, sizes)
 
 
 def fill(made: Slab, num_rows: int, seed: int = 0) -> None:

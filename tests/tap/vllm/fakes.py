@@ -167,9 +167,7 @@ class RunnerV2:
 
     def __init__(self, model: torch.nn.Module, max_reqs: int = 8) -> None:
         self.model = model
-        self.req_states = SimpleNamespace(
-            prompt_len=Buffer(max_reqs), prefill_len=Buffer(max_reqs)
-        )
+        self.req_states = SimpleNamespace(prompt_len=Buffer(max_reqs), prefill_len=Buffer(max_reqs))
         self.execute_model_state: Any = None
         self.known: dict[str, Row] = {}
         self.slots: dict[str, int] = {}

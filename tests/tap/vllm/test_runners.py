@@ -68,9 +68,11 @@ def test_a_batch_is_read_in_the_runners_order(module, runner, observed) -> None:
     assert batch.counts.tolist() == [row.scheduled for row in expected]
     assert batch.prompts.tolist() == [row.prompt for row in expected]
     assert {column.dtype.str for column in batch[1:5]} == {"<i8"}
-    assert batch.partial.tolist() == [row.is_partial for row in expected] == [
-        row.req_id == "c" for row in expected
-    ]
+    assert (
+        batch.partial.tolist()
+        == [row.is_partial for row in expected]
+        == [row.req_id == "c" for row in expected]
+    )
 
 
 @pytest.mark.parametrize(("module", "runner"), EVERY)
