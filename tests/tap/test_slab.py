@@ -151,3 +151,35 @@ def test_a_step_that_cannot_be_grouped_gives_its_result_back(monkeypatch) -> Non
     monkeypatch.undo()
 
     assert made.collect(plan([0, 0], 1)) is not None
+
+
+@pytest.mark.parametrize("chosen", [[1], [0], [1, 0], [0, 1], []])
+def test_chosen_layers_are_reduced_alone_and_in_order(chosen) -> None:
+    """Each result is that of its own layer; the pulses are those of all."""
+    made = slab()
+    fill(made, 5)
+    asked = plan([0, 2, 1, 1, 2], 2)
+    everything = made.collect(asked)
+    selection = made.select(chosen)
+    loan = made.collect(asked, selection)
+    assert everything is not None
+    assert loan is not None
+    want, got = made.read(everything, 2), made.read(loan, 2, selection)
+    np.testing.assert_array_equal(got.sums, want.sums[:, chosen])
+    np.testing.assert_array_equal(got.bounds, want.bounds[:, chosen])
+    assert got.pulses.tolist() == [1.0] * NUM_LAYERS
+    assert selection.places.tolist() == selection.device_places.tolist() == chosen
+
+
+def test_a_slab_without_layers_collects_nothing_and_works() -> None:
+    """A rank that speaks for no layer takes its steps through the same ring."""
+    made = Slab(0, CAPACITY, MAX_GROUPS, torch.device("cpu"))
+    assert made.pulses() == []
+    for _ in range(2 * NUM_LOANS):
+        loan = made.collect(plan([0, 0, 1], 2))
+        assert loan is not None
+        grouped = made.read(loan, 2)
+        assert grouped.sums.shape == (2, 0, NUM_SUMS)
+        assert grouped.bounds.shape == (2, 0, NUM_BOUNDS)
+        assert grouped.pulses.tolist() == []
+        made.release(loan)
