@@ -74,7 +74,7 @@ def _measure(requests: int, each: int, repeats: int) -> Row:
     result = slab.collect(settled)
     if result is None:
         raise RuntimeError("no room for the step")
-    sums, bounds, _ = result.arrays(settled.num_groups)
+    sums, bounds, _ = slab.read(result, settled.num_groups)
     slab.release(result)
 
     def collect() -> None:

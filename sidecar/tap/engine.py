@@ -1,8 +1,9 @@
 """One tapped engine: rows in on the engine's thread, frames out on the pump's.
 
-Step path (`enter`, `observe`, `settle`, `submit`, `finish`): plan the rows, launch the grouping,
-append to a deque. No wait, no lock, no log. Everything else happens on the pump thread, at its own
-pace; when it falls behind, steps are lost and counted, and the engine does not notice.
+Step path (`observe`, `settle`, `submit`, `finish`): plan the rows, launch the grouping, append to a
+deque. No wait, no lock, no log. Everything else happens on the pump thread, at its own pace; when
+it falls behind, steps are lost and counted, and the engine does not notice. An instrument that
+keeps failing is disarmed alone.
 """
 
 import time
@@ -30,6 +31,7 @@ from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import (
     MAX_BYTES,
+    MAX_TABLES,
     Body,
     Request,
     Requests,
@@ -43,7 +45,10 @@ from sidecar.wire.frame import (
 from sidecar.wire.signature import Layout
 
 MAX_PENDING: Final = 4096  # events between two polls; more means that the pump has stopped
-SIGNATURE_NS: Final = 1_000_000_000  # between two signatures of one long request
+# Between two signatures of one long request: a little less than a second, so that of flushes a
+# second apart none comes too early.
+SIGNATURE_NS: Final = 900_000_000
+MAX_RUNNING: Final = 32  # long requests signed in one flush: some milliseconds of the pump's time
 
 
 @dataclass
@@ -65,10 +70,10 @@ class Step:
     @property
     def is_ready(self) -> bool:
         """Whether it can be added up without a wait."""
+        if self.plan.has_drafts and self.accepted is None:
+            return False
         if self.loan is None:
             return True
-        if len(self.plan.drafts) and self.accepted is None:
-            return False
         return self.loan.is_ready and all(pending.is_ready for _, pending in self.extras)
 
 
@@ -126,8 +131,11 @@ class Instruments:
 class EngineTap:
     """Puts slab, rows, ledger, instruments and pump together.
 
-    layer_ids: global ids of the layers whose views of `slab` were attached.
+    layer_ids: global ids of the layers whose views of `slab` were attached; with none, another rank
+    speaks for the requests, and this one for its instruments alone.
     max_requests: requests in one batch at most.
+    step, plan: of the last forward pass observed: its number from 0, and its rows; None when it was
+    not planned.
     """
 
     def __init__(
@@ -144,7 +152,7 @@ class EngineTap:
     ) -> None:
         self.roster = Roster(config.adapters, allow_opt_out=config.allow_opt_out)
         self.governor = governor or Governor(config, layer_ids, slab)
-        self.step = 0
+        self.step = -1
         self.plan: Plan | None = None
         self._config = config
         self._engine = engine
@@ -173,8 +181,8 @@ class EngineTap:
 
     @property
     def is_measuring(self) -> bool:
-        """Whether the step under way is to be measured."""
-        return self._is_armed and not self._guard.disarmed and self.orders.measures(self.step)
+        """Whether the last forward pass observed is one to measure."""
+        return self.plan is not None and self.orders.measures(self.step)
 
     def start(self) -> None:
         """Begin to report; nothing is measured before `arm`."""
@@ -187,37 +195,36 @@ class EngineTap:
         pulse is dead rather than unproven.
         """
         pulses = self._slab.pulses()
-        if was_warmed_up or any(pulses):
+        if pulses and (was_warmed_up or any(pulses)):
             self._liveness.update(pulses)
         self._is_armed = True
 
     def observe(self, batch: Batch) -> None:
         """Measure the forward pass that has just been launched. Step path."""
+        self._settle_doubt()
         self.plan = None
-        if not self._is_armed or self._guard.disarmed:
+        if not self._is_armed or self._disarmed or len(self._events) >= MAX_PENDING:
             return
-        if len(self._events) >= MAX_PENDING:
-            return
-        if self._undecided is not None:
-            # Nobody said which drafts were accepted: those rows are in doubt, so not counted.
-            self.settle(np.zeros(len(self._undecided.plan.batch_slots), np.int64))
         plan = self._rows.plan(batch, self.roster.opted_out)
         step = Step(plan, time.time_ns())
+        self.step += 1
         try:
             self._collect(step)
         finally:  # planned rows that could not be collected are lost, and must be counted
-            self._events.append(step)
             self.plan = plan
-            if len(plan.drafts):
-                self._undecided = step
-            self.step += 1
+            self._undecided = step if plan.has_drafts else None
+            self._events.append(step)
 
     def settle(self, accepted: Ints) -> None:
         """Tell how many draft tokens of each request of the last batch, [n], were accepted."""
         step, self._undecided = self._undecided, None
-        if step is not None:
-            self._rows.settle(step.plan, accepted)
-            step.accepted = accepted
+        if step is None:
+            return
+        settled = np.zeros(len(step.plan.batch_slots), np.int64)
+        try:
+            settled = self._rows.settle(step.plan, accepted)
+        finally:  # or the steps behind it would wait for ever
+            step.accepted = settled
 
     def submit(self, sampler: Sampler, pending: Pending) -> None:
         """Numbers of the last batch that a sampler has started to read. Step path."""
@@ -225,6 +232,7 @@ class EngineTap:
 
     def finish(self, req_ids: Iterable[str]) -> None:
         """Close the accounts of requests that the scheduler has finished. Step path."""
+        self._settle_doubt()
         entries = {req_id: self.roster.leave(req_id) for req_id in req_ids}
         if self._is_armed:
             for req_id, slot in self._rows.forget(list(entries)):
@@ -232,8 +240,23 @@ class EngineTap:
 
     def stop(self) -> None:
         """Report what is left and end the pump."""
+        self._settle_doubt()
         self._is_armed = False
         self._pump.stop()
+
+    @property
+    def _disarmed(self) -> list[str]:
+        """Sites without which the tap cannot go on."""
+        disarmed = self._guard.disarmed
+        return [site for site in disarmed if site not in self._sites()] if disarmed else disarmed
+
+    def _sites(self) -> set[str]:
+        return set(map(_site, self._instruments.all))
+
+    def _settle_doubt(self) -> None:
+        """Nobody said which drafts were accepted: those rows are in doubt, so not counted."""
+        if self._undecided is not None:
+            self.settle(np.zeros(len(self._undecided.plan.batch_slots), np.int64))
 
     def _collect(self, step: Step) -> None:
         orders = self.orders
@@ -244,7 +267,7 @@ class EngineTap:
         step.loan = self._slab.collect(step.plan, orders.selection)
         if step.loan is not None:
             for instrument in self._instruments.rows:
-                pending = instrument.collect(step.plan)
+                pending = self._guard.run(_site(instrument), instrument.collect, step.plan)
                 if pending is not None:
                     step.extras.append((instrument, pending))
 
@@ -254,7 +277,7 @@ class EngineTap:
                 case Step() as step:
                     self._account(step)
                 case Reading(sampler, pending):
-                    sampler.account(pending)
+                    self._guard.run(_site(sampler), sampler.account, pending)
                 case Ended() as ended:
                     self._end(ended)
 
@@ -264,35 +287,34 @@ class EngineTap:
             self._add(step)
         finally:
             for instrument, pending in step.extras:
-                instrument.account(pending, step.plan, kept)
+                self._guard.run(_site(instrument), instrument.account, pending, step.plan, kept)
 
     def _add(self, step: Step) -> None:
+        plan, selection = step.plan, step.selection
         if step.loan is None:
-            self._ledger.lose(step.plan, step.t_ns, step.cause)
+            self._ledger.lose(plan, step.t_ns, step.cause, accepted=step.accepted)
             return
         try:
-            plan, selection = step.plan, step.selection
             grouped = self._slab.read(step.loan, plan.num_groups, selection)
-            places = None if selection is None else selection.places
             self._ledger.add(
                 plan,
                 grouped.sums,
                 grouped.bounds,
                 step.t_ns,
                 accepted=step.accepted,
-                places=places,
+                places=None if selection is None else selection.places,
             )
             self._liveness.update(grouped.pulses)
         finally:
             self._slab.release(step.loan)
 
     def _end(self, ended: Ended) -> None:
-        slot = ended.slot
+        slot, entry = ended.slot, ended.entry
         num_generated = self._ledger.num_generated(slot)
-        request = self._ledger.finish(ended.req_id, slot)
+        request = self._ledger.finish(ended.req_id, slot, is_out=entry.is_out)
         try:
-            if request is not None and not ended.entry.is_out:
-                self._complete(request, slot, ended.entry)
+            if request is not None and self._layer_ids and not entry.is_out:
+                self._complete(request, slot, entry)
                 if self._config.signatures:
                     signed = self._sign(request, slot, num_generated, is_final=True)
                     self._signatures.append(signed)
@@ -301,14 +323,18 @@ class EngineTap:
         finally:
             self._signed_ns.pop(slot, None)
             for instrument in self._instruments.all:
-                instrument.clear(slot)
+                self._guard.run(_site(instrument), instrument.clear, slot)
 
     def _complete(self, request: Request, slot: int, entry: Entry) -> None:
         request.adapter = entry.adapter
         request.preemptions = entry.preemptions
-        request.tables = [
-            table for instrument in self._instruments.all for table in instrument.of_request(slot)
-        ]
+        for instrument in self._instruments.all:
+            request.tables += self._tables(instrument, lambda i: i.of_request(slot))
+
+    def _tables(
+        self, instrument: Instrument, read: Callable[[Instrument], Iterable[Table]]
+    ) -> list[Table]:
+        return self._guard.run(_site(instrument), lambda: list(read(instrument))) or []
 
     def _sign(
         self, request: Request, slot: int, num_generated: int, *, is_final: bool
@@ -329,27 +355,33 @@ class EngineTap:
         )
 
     def _sign_running(self) -> None:
-        """Signatures of requests that have run for another second."""
+        """Signatures of requests that have run for another second, the longest unsigned first."""
         now = time.time_ns()
-        for slot, req_id in self._ledger.running_since(now - SIGNATURE_NS):
-            entry = self.roster.get(req_id)
-            if entry.is_out or now - self._signed_ns.get(slot, 0) < SIGNATURE_NS:
-                continue
+        running = self._ledger.running_since(now - SIGNATURE_NS)
+        due = [(self._signed_ns.get(slot, 0), slot, req_id) for slot, req_id in running]
+        due = [each for each in due if each[0] <= now - SIGNATURE_NS]
+        for _, slot, req_id in sorted(due)[:MAX_RUNNING]:
             request = self._ledger.peek(req_id, slot)
-            if request is not None:
+            # One that the roster knows no more has ended: its last signature is on its way.
+            if request is not None and req_id in self.roster:
                 self._signed_ns[slot] = now
-                self._complete(request, slot, entry)
+                self._complete(request, slot, self.roster.get(req_id))
                 num_generated = self._ledger.num_generated(slot)
                 signed = self._sign(request, slot, num_generated, is_final=False)
                 self._signatures.append(signed)
 
     def _bodies(self) -> Iterator[Body]:
-        self.governor.govern()
+        self._guard.run("govern", self.governor.govern)
         yield self._status()
-        yield self._ledger.layers()
+        if self._layer_ids:
+            yield self._ledger.layers()
         yield from self._totals()
+        if self._layer_ids:
+            yield from self._of_requests()
+
+    def _of_requests(self) -> Iterator[Requests | Signatures]:
         finished, self._finished = self._finished, []
-        for start in range(0, len(finished), step := self._requests_per_frame()):
+        for start in range(0, len(finished), step := self._requests_per_frame(finished)):
             yield Requests(self._layer_ids, finished[start : start + step])
         if self._config.signatures:
             self._sign_running()
@@ -361,21 +393,20 @@ class EngineTap:
         tables: list[Table] = []
         size = 0
         for instrument in self._instruments.all:
-            for table in instrument.totals():
+            for table in self._tables(instrument, lambda i: i.totals()):
                 size += _num_bytes(table)
-                if tables and size > MAX_BYTES // 2:
+                if tables and (size > MAX_BYTES // 2 or len(tables) == MAX_TABLES):
                     yield Totals(tables)
                     tables, size = [], _num_bytes(table)
                 tables.append(table)
         if tables:
             yield Totals(tables)
 
-    def _requests_per_frame(self) -> int:
+    def _requests_per_frame(self, finished: list[Request]) -> int:
         # sums, extremes and counts of one request; see frame.Moments.
-        bytes_per_request = 4 * len(self._layer_ids) * (72 + 24 + 8) + 1024
-        if self._finished:
-            bytes_per_request += sum(map(_num_bytes, self._finished[0].tables))
-        return max(1, MAX_BYTES // 2 // bytes_per_request)
+        moments = 4 * len(self._layer_ids) * (72 + 24 + 8) + 1024
+        tables = max((sum(map(_num_bytes, each.tables)) for each in finished), default=0)
+        return max(1, MAX_BYTES // 2 // (moments + tables))
 
     def _signatures_per_frame(self, signed: list[Signature]) -> int:
         size = len(signed[0].values) + 1024 if signed else 1
@@ -388,14 +419,19 @@ class EngineTap:
         )
         status.num_layers = len(self._layer_ids)
         status.dead_layers = verdict.dead_layers
-        status.absent = dict(self._instruments.absent)
+        status.absent = self._absent()
         status.shed_level = self.orders.shed_level
         status.cost_share = self.governor.cost_share
         status.control = self.orders.revision
         return status
 
+    def _absent(self) -> dict[str, str]:
+        detail = "disarmed after too many errors; see the engine's log, then restart it"
+        failed = self._sites() & set(self._guard.disarmed)
+        return self._instruments.absent | dict.fromkeys(failed, detail)
+
     def _verdict(self) -> Verdict:
-        if disarmed := self._guard.disarmed:
+        if disarmed := self._disarmed:
             sites = ", ".join(disarmed)
             detail = f"too many errors at {sites}; see the engine's log, then restart it"
             return Verdict("disarmed", "too_many_errors", detail)
@@ -408,6 +444,11 @@ class EngineTap:
             )
             return Verdict("dead", "no_pulse", detail, dead)
         return Verdict("live", "", "")
+
+
+def _site(instrument: Instrument) -> str:
+    """Where the exceptions of an instrument are counted."""
+    return type(instrument).__name__
 
 
 def _num_bytes(table: Table) -> int:

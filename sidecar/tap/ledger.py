@@ -36,7 +36,7 @@ class Ledger:
     def __init__(self, layer_ids: list[int], num_slots: int) -> None:
         self.num_steps = 0
         self.num_requests = 0
-        self.names: dict[int, str] = {}
+        self._names: dict[int, str] = {}  # by slot
         self._layer_ids = layer_ids
         self._totals = _Accounts(len(layer_ids), 1)
         self._requests = _Accounts(len(layer_ids), num_slots)
@@ -57,32 +57,33 @@ class Ledger:
         places: indices of the layers that were reduced, when not all were.
         """
         self.num_steps += 1
-        self._open(plan, t_ns)
+        self._open(plan, t_ns, accepted)
         groups = _Groups(plan.slots, plan.populations, plan.sizes, sums, bounds)
         if accepted is not None:
-            kept = plan.accept(accepted)
-            self._totals.rejected += int(plan.sizes[~kept].sum())
-            groups = groups.pick(kept).merged()
+            groups = groups.pick(plan.accept(accepted)).merged()
         for population in set(groups.populations.tolist()):
             mine = groups.pick(groups.populations == population)
             self._requests.add(mine, population, places)
             self._totals.add(mine.summed(), population, places)
 
-    def lose(self, plan: Plan, t_ns: int, cause: str = "lost") -> None:
+    def lose(
+        self, plan: Plan, t_ns: int, cause: str = "lost", *, accepted: Ints | None = None
+    ) -> None:
         """Account for the rows of a step that were not collected: `lost`, or `shed` on purpose."""
-        self._open(plan, t_ns)
-        certain = plan.drafts == 0 if len(plan.drafts) else np.ones(plan.num_groups, bool)
-        np.add.at(getattr(self._requests, cause), plan.slots[certain], plan.sizes[certain])
-        total = getattr(self._totals, cause)
-        total += int(plan.sizes[certain].sum())
+        self._open(plan, t_ns, accepted)
+        tokens = plan.tokens(0 if accepted is None else accepted)
+        self._count(cause, plan, np.where(plan.muted, 0, tokens) if len(plan.muted) else tokens)
 
-    def finish(self, req_id: str, slot: int) -> Request | None:
-        """Close the account of a finished request; None when it never had a row."""
+    def finish(self, req_id: str, slot: int, *, is_out: bool = False) -> Request | None:
+        """Close the account of a finished request; None when it never had a row.
+
+        is_out: it asked not to be measured, so it is not counted either.
+        """
         request = self.peek(req_id, slot)
         if request is not None:
             self._requests.clear(slot)
-            self.names.pop(slot, None)
-            self.num_requests += 1
+            self._names.pop(slot, None)
+            self.num_requests += not is_out
         return request
 
     def peek(self, req_id: str, slot: int) -> Request | None:
@@ -101,12 +102,15 @@ class Ledger:
 
     def num_generated(self, slot: int) -> int:
         """Rows of a living request after its prompt, whether measured or not."""
-        return max(0, int(self._requests.ends[slot] - self._requests.prompts[slot]))
+        accounts = self._requests
+        if slot >= accounts.num_slots:
+            return 0
+        return max(0, int(accounts.ends[slot] - accounts.prompts[slot]))
 
     def running_since(self, t_ns: int) -> list[tuple[int, str]]:
-        """Slots and ids of the living requests whose first row is no younger than `t_ns`."""
+        """Slots and ids of living requests that may be measured and began by `t_ns`."""
         starts = self._requests.start_ns
-        return [(slot, name) for slot, name in self.names.items() if 0 < starts[slot] <= t_ns]
+        return [(slot, name) for slot, name in self._names.items() if 0 < starts[slot] <= t_ns]
 
     def layers(self) -> Layers:
         """Running totals; the extremes cover the time since the last call."""
@@ -120,28 +124,38 @@ class Ledger:
         self._totals.bounds[:] = -np.inf
         return body
 
-    def _open(self, plan: Plan, t_ns: int) -> None:
+    def _open(self, plan: Plan, t_ns: int, accepted: Ints | None) -> None:
         accounts = self._requests
         slots = plan.batch_slots
         if len(slots) and int(slots.max()) >= accounts.num_slots:
             accounts.grow(int(slots.max()) + 1)
-        self.names.update(plan.entered)
-        accounts.start_ns[slots] = np.where(
-            accounts.start_ns[slots], accounts.start_ns[slots], t_ns
-        )
+        self._names.update(plan.entered)
+        starts = accounts.start_ns[slots]
+        accounts.start_ns[slots] = np.where(starts, starts, t_ns)
         accounts.end_ns[slots] = t_ns
         accounts.prompts[slots] = plan.prompts
-        accounts.ends[slots] = np.maximum(accounts.ends[slots], plan.ends)
-        for cause, tokens in (
-            ("prefix_cached", plan.cached),
-            ("lost", plan.lost),
-            ("recomputed", plan.recomputed),
-            ("opted_out", plan.opted_out),
-        ):
-            if len(tokens):
-                getattr(accounts, cause)[slots] += tokens
-                total = getattr(self._totals, cause)
-                total += int(tokens.sum())
+        ends = plan.ends if accepted is None else plan.ends + accepted
+        accounts.ends[slots] = np.maximum(accounts.ends[slots], ends)
+        if len(plan.cached):
+            self._count("prefix_cached", plan, plan.cached)
+            self._count("lost", plan, plan.lost)
+            self._count("recomputed", plan, plan.recomputed)
+        if len(plan.muted) or plan.has_drafts:
+            self._doubt(plan, plan.tokens(0 if accepted is None else accepted))
+
+    def _doubt(self, plan: Plan, tokens: Ints) -> None:
+        """Account for rows that may not be measured, or did not come to be a token."""
+        if len(plan.muted):
+            self._count("opted_out", plan, np.where(plan.muted, tokens, 0))
+        if plan.has_drafts:
+            # Of no request: the totals alone know of them.
+            self._totals.rejected += int((plan.tokens(plan.num_drafts) - tokens).sum())
+
+    def _count(self, cause: str, plan: Plan, tokens: Ints) -> None:
+        """Add [n] tokens to one part of the coverage, of the requests and of the totals."""
+        getattr(self._requests, cause)[plan.batch_slots] += tokens
+        total = getattr(self._totals, cause)
+        total += int(tokens.sum())
 
 
 class _Groups(NamedTuple):

@@ -2,7 +2,8 @@
 
 The step path takes a set, starts the copies and returns; the pump reads the set when it is ready
 and gives it back. With none free the step is lost, and counted by whoever asked. On a GPU the
-copies to pinned memory run on a stream of their own; on a CPU they are done at once.
+copies to pinned memory run on a stream of their own; on a CPU they are done at once, and what was
+computed in place (`target`) needs none.
 """
 
 from collections import deque
@@ -44,6 +45,7 @@ class Ring:
         self, examples: Mapping[str, torch.Tensor], device: torch.device, num_loans: int = NUM_LOANS
     ) -> None:
         self._on_gpu = device.type == "cuda"
+        self._examples = dict(examples)
         self._free = deque(self._loan(examples) for _ in range(num_loans))
         if self._on_gpu:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -59,6 +61,10 @@ class Ring:
         if self._on_gpu:
             torch.cuda.current_stream().wait_event(self._copied)  # of the last step, long done
         return self._free.popleft()
+
+    def target(self, loan: Loan) -> dict[str, torch.Tensor]:
+        """Where to compute what will be sent: the examples, or on a CPU the loan itself."""
+        return self._examples if self._on_gpu else loan.host
 
     def send(self, loan: Loan, values: Mapping[str, torch.Tensor]) -> None:
         """Start to copy each device tensor onto the beginning of its place. Step path."""
@@ -78,7 +84,9 @@ class Ring:
 
     def _copy(self, loan: Loan, values: Mapping[str, torch.Tensor]) -> None:
         for name, value in values.items():
-            loan.host[name][: len(value)].copy_(value, non_blocking=True)
+            place = loan.host[name]
+            if value.data_ptr() != place.data_ptr():
+                place[: len(value)].copy_(value, non_blocking=True)
 
     def _loan(self, examples: Mapping[str, torch.Tensor]) -> Loan:
         host = {

@@ -66,8 +66,12 @@ class Roster:
         self.opted_out.discard(req_id)
         return self._entries.pop(req_id, _NOBODY)
 
+    def __contains__(self, req_id: str) -> bool:
+        """Whether a request has entered and not left."""
+        return req_id in self._entries
+
     def get(self, req_id: str) -> Entry:
-        """What is known of a request."""
+        """What is known of a request; the entry of nobody when it is unknown."""
         return self._entries.get(req_id, _NOBODY)
 
     def adapter_index(self, req_id: str) -> int:

@@ -1,11 +1,11 @@
 """Whose rows they are: token rows of a batch, by request, phase and position.
 
 Batch order is the order of the rows, after the runner has prepared its inputs (the scheduler's
-own order differs). Every row of every batch ends in exactly one of: a group, `recomputed`; and
-every token of a request in exactly one of `observed`, `prefix_cached`, `lost`, `shed`,
+own order differs). Every row of every batch ends in exactly one of: a group, `recomputed`, muted;
+and every token of a request in exactly one of `observed`, `prefix_cached`, `lost`, `shed`,
 `opted_out`. Rows of draft tokens stand in groups of their own until it is known which of them were
 accepted; the others belong to no request.
-Pure numpy; steady decode costs four small array operations a step.
+Pure numpy; steady decode costs a few small array operations a step.
 """
 
 from collections.abc import Collection
@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.wire.frame import NUM_POPULATIONS
 from sidecar.wire.signals import NUM_FIRST_POSITIONS
 
 Ints = NDArray[np.int64]
@@ -48,12 +49,16 @@ class Plan(NamedTuple):
 
     groups: [T] group of each row; `num_groups` itself is the group of rows not to be counted.
     slots, populations, sizes: [G] request slot, population index and rows of each group.
-    batch_slots, prompts, ends: [n] slot, prompt length, and position after the last row.
-    cached, lost, recomputed, opted_out: [n] tokens that these rows prove were never computed, were
-    computed unseen, are computed again, or may not be measured; empty when all are 0.
+    batch_slots, prompts, ends: [n] slot, prompt length, and position after the last row that no
+    rejection can undo.
+    fresh: [n] how far `ends` lies beyond what had been seen; less than 0 where it falls short.
+    cached, lost, recomputed: [n] tokens that these rows prove were never computed, were computed
+    unseen, or are computed again; empty when all are 0.
+    muted: [n] requests that may not be measured; empty when there is none.
+    num_drafts: [n] draft tokens of each request; empty when there are none.
     owners, drafts: [G] place in the batch, and which draft token (from 1) a group is the row of, 0
     being any other row; empty without draft tokens.
-    entered: requests of the batch that have no row before it, with their slots.
+    entered: requests that have no row before this batch and may be measured, with their slots.
     """
 
     groups: Ints
@@ -64,18 +69,30 @@ class Plan(NamedTuple):
     batch_slots: Ints
     prompts: Ints
     ends: Ints
-    cached: Ints
-    lost: Ints
-    recomputed: Ints
-    opted_out: Ints
-    owners: Ints
-    drafts: Ints
-    entered: tuple[tuple[int, str], ...]
+    fresh: Ints
+    cached: Ints = NO_GAP
+    lost: Ints = NO_GAP
+    recomputed: Ints = NO_GAP
+    muted: NDArray[np.bool_] = NO_FLAGS
+    num_drafts: Ints = NO_GAP
+    owners: Ints = NO_GAP
+    drafts: Ints = NO_GAP
+    entered: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether some rows count only once it is known which drafts were accepted."""
+        return len(self.num_drafts) > 0
 
     def accept(self, accepted: Ints) -> NDArray[np.bool_]:
         """[G] which groups are to be counted, when `accepted` [n] draft tokens were."""
         mine: NDArray[np.bool_] = self.drafts <= accepted[self.owners]
         return mine
+
+    def tokens(self, accepted: Ints | int) -> Ints:
+        """[n] tokens that had no row before this batch, when `accepted` [n] draft tokens were."""
+        tokens: Ints = np.maximum(self.fresh + accepted, 0)
+        return tokens
 
 
 class RowMap:
@@ -101,22 +118,24 @@ class RowMap:
 
         opted_out: requests whose rows may not be measured.
         """
-        if not opted_out and self._is_steady(batch):
-            _, plan = self._steady  # type: ignore[misc]  # _is_steady has checked for None
-            self._next[plan.batch_slots] += 1
-            return plan._replace(ends=batch.starts + 1, entered=())
-        slots = np.fromiter(
-            (self._slot(req) for req in batch.req_ids), np.int64, len(batch.req_ids)
-        )
-        plan = _spread(self._plan(batch, slots, opted_out), batch.real)
+        if (plan := self._steady_plan(batch)) is not None:
+            return plan
+        slots = np.fromiter(map(self._slot, batch.req_ids), np.int64, len(batch.req_ids))
+        plan = _spread(self._plan(batch, slots, _muted(batch, opted_out)), batch.real)
         self._is_new[slots] = False
-        self._next[slots] = np.maximum(self._next[slots], _certain(batch))
-        self._steady = None if opted_out or not _repeats(batch, plan) else (batch.req_ids[:], plan)
+        self._next[slots] = np.maximum(self._next[slots], plan.ends)
+        self._steady = (batch.req_ids[:], plan) if _repeats(batch, plan) else None
         return plan
 
-    def settle(self, plan: Plan, accepted: Ints) -> None:
-        """Remember that `accepted` [n] of the draft tokens of the batch of `plan` were."""
-        self._next[plan.batch_slots] += accepted
+    def settle(self, plan: Plan, accepted: Ints) -> Ints:
+        """Remember that `accepted` [n] of the draft tokens of the batch of `plan` were.
+
+        Returns as many of them as there were. The requests must not have been forgotten.
+        """
+        settled: Ints = np.clip(accepted, 0, plan.num_drafts)
+        slots = plan.batch_slots
+        self._next[slots] = np.maximum(self._next[slots], plan.ends + settled)
+        return settled
 
     def forget(self, req_ids: list[str]) -> list[tuple[str, int]]:
         """Free the slots of finished requests; returns those that were known, with their slots."""
@@ -129,13 +148,19 @@ class RowMap:
             self._steady = None
         return known
 
-    def _is_steady(self, batch: Batch) -> bool:
+    def _steady_plan(self, batch: Batch) -> Plan | None:
+        """The last plan, one row later, when this batch repeats the last one."""
         if self._steady is None or self._steady[0] != batch.req_ids:
-            return False
+            return None
+        plan = self._steady[1]
+        expected = self._next[plan.batch_slots]
         if not batch.real.all() or (len(batch.drafts) and batch.drafts.any()):
-            return False
-        expected = self._next[self._steady[1].batch_slots]
-        return bool((batch.counts == 1).all() and (batch.starts == expected).all())
+            return None
+        if ((batch.counts != 1) | (batch.starts != expected)).any():
+            return None
+        ends = expected + 1
+        self._next[plan.batch_slots] = ends
+        return plan._replace(ends=ends)
 
     def _slot(self, req_id: str) -> int:
         slot = self._slot_of.get(req_id)
@@ -151,31 +176,34 @@ class RowMap:
         self._next = np.concatenate([self._next, np.zeros(size, np.int64)])
         self._is_new = np.concatenate([self._is_new, np.ones(size, bool)])
 
-    def _plan(self, batch: Batch, slots: Ints, opted_out: Collection[str]) -> Plan:
+    def _plan(self, batch: Batch, slots: Ints, muted: NDArray[np.bool_]) -> Plan:
         seen = self._next[slots]
         is_new = self._is_new[slots]
         gap = np.maximum(batch.starts - seen, 0)
         again = np.clip(seen - batch.starts, 0, batch.counts)
+        num_drafts = batch.drafts if len(batch.drafts) and batch.drafts.any() else NO_GAP
+        ends = batch.starts + batch.counts
+        certain = ends - num_drafts if len(num_drafts) else ends
 
         owner = np.repeat(np.arange(len(slots)), batch.counts)
-        ends = np.cumsum(batch.counts)
-        position = np.arange(len(owner)) + (batch.starts - ends + batch.counts)[owner]
+        position = np.arange(len(owner)) + (ends - np.cumsum(batch.counts))[owner]
         decode = position >= batch.prompts[owner]
         population = 2 * decode + (position >= NUM_FIRST_POSITIONS)
 
-        fresh = position >= seen[owner]
-        muted = _muted(batch, opted_out)
-        hidden = np.bincount(owner[fresh & muted[owner]], minlength=len(slots))
-        fresh &= ~muted[owner]
-        draft = np.maximum(position - (_certain(batch) - 1)[owner], 0)
-        key = (4 * (owner + len(slots) * draft) + population)[fresh]
+        counted = position >= seen[owner]
+        if len(muted):
+            counted &= ~muted[owner]
+        key = NUM_POPULATIONS * owner + population
+        if len(num_drafts):
+            draft = np.maximum(position - (certain - 1)[owner], 0)
+            key += NUM_POPULATIONS * len(slots) * draft
+        key = key[counted]
         # Positions rise within a request, so rows of one group stand together.
         begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else NO_GAP
         sizes = np.diff(np.r_[begins, len(key)])
         groups = np.full(len(owner), len(begins), np.int64)
-        groups[fresh] = np.repeat(np.arange(len(begins)), sizes)
-        heads = np.flatnonzero(fresh)[begins]
-        has_drafts = bool(len(batch.drafts) and batch.drafts.any())
+        groups[counted] = np.repeat(np.arange(len(begins)), sizes)
+        heads = np.flatnonzero(counted)[begins]
         return Plan(
             groups,
             len(begins),
@@ -184,12 +212,14 @@ class RowMap:
             sizes,
             slots,
             batch.prompts,
-            batch.starts + batch.counts,
+            certain,
+            certain - np.maximum(batch.starts, seen),
             *_gaps(gap, is_new, again),
-            hidden if len(opted_out) and hidden.any() else NO_GAP,
-            owner[heads] if has_drafts else NO_GAP,
-            draft[heads] if has_drafts else NO_GAP,
-            tuple((int(slots[i]), batch.req_ids[i]) for i in np.flatnonzero(is_new)),
+            muted,
+            num_drafts,
+            owner[heads] if len(num_drafts) else NO_GAP,
+            draft[heads] if len(num_drafts) else NO_GAP,
+            _entered(batch, slots, is_new & ~muted if len(muted) else is_new),
         )
 
 
@@ -202,16 +232,15 @@ def _spread(plan: Plan, real: NDArray[np.bool_]) -> Plan:
     return plan._replace(groups=groups)
 
 
-def _certain(batch: Batch) -> Ints:
-    """[n] position after the last row that no rejection can undo."""
-    ends = batch.starts + batch.counts
-    return ends - batch.drafts if len(batch.drafts) else ends
-
-
 def _muted(batch: Batch, opted_out: Collection[str]) -> NDArray[np.bool_]:
     if not opted_out:
-        return np.zeros(len(batch.req_ids), bool)
-    return np.fromiter((req in opted_out for req in batch.req_ids), bool, len(batch.req_ids))
+        return NO_FLAGS
+    muted = np.fromiter((req in opted_out for req in batch.req_ids), bool, len(batch.req_ids))
+    return muted if muted.any() else NO_FLAGS
+
+
+def _entered(batch: Batch, slots: Ints, is_new: NDArray[np.bool_]) -> tuple[tuple[int, str], ...]:
+    return tuple((int(slots[i]), batch.req_ids[i]) for i in np.flatnonzero(is_new))
 
 
 def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints, Ints]:
@@ -223,7 +252,7 @@ def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints
 
 def _repeats(batch: Batch, plan: Plan) -> bool:
     """Whether a batch of the same requests, one row later, has the same plan."""
-    if len(plan.drafts) or not batch.real.all():
+    if plan.has_drafts or plan.entered or len(plan.cached) or not batch.real.all():
         return False
     settled = batch.starts >= np.maximum(batch.prompts, NUM_FIRST_POSITIONS)
-    return bool((batch.counts == 1).all() and settled.all() and not len(plan.cached))
+    return bool((batch.counts == 1).all() and settled.all())

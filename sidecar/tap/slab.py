@@ -5,6 +5,7 @@ them. Grouping needs scratch space for `probes.CHUNK_CELLS` rows x layers at a t
 takes a free loan, launches the grouping, and returns: it never waits.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,12 +46,13 @@ class Slab:
         self.rows = torch.zeros(num_layers, probes.NUM_COLUMNS, capacity, device=device)
         # One group more than may be asked for: rows that are not to be counted end there.
         shape = (max_groups + 1, num_layers)
-        self._sums = torch.zeros(*shape, probes.NUM_SUMS, dtype=torch.float64, device=device)
-        self._bounds = torch.zeros(*shape, probes.NUM_BOUNDS, device=device)
-        self._pulses = torch.zeros(num_layers, device=device)
+        results = {
+            "sums": torch.zeros(*shape, probes.NUM_SUMS, dtype=torch.float64, device=device),
+            "bounds": torch.zeros(*shape, probes.NUM_BOUNDS, device=device),
+            "pulses": torch.zeros(num_layers, device=device),
+        }
+        self._ring = Ring(results, device)
         self._groups = Upload(capacity, device)
-        examples = {"sums": self._sums, "bounds": self._bounds, "pulses": self._pulses}
-        self._ring = Ring(examples, device)
 
     def pulses(self) -> list[float]:
         """Forward passes seen by each layer so far; waits for the device, so not for the step."""
@@ -66,27 +68,32 @@ class Slab:
 
         selection: the layers to reduce; None for all of them.
         """
-        num_rows = len(plan.groups)
-        if plan.num_groups > self.max_groups or num_rows > self.capacity:
+        if plan.num_groups > self.max_groups or len(plan.groups) > self.capacity:
             return None
         loan = self._ring.take()
         if loan is None:
             return None
         try:
-            num_groups = plan.num_groups + 1
-            sums, bounds = self._sums[:num_groups], self._bounds[:num_groups]
-            rows = self.rows[..., :num_rows]
-            if selection is not None:
-                rows = rows.index_select(0, selection.device_places)
-            groups = self._groups.put(plan.groups)
-            # Chosen layers stand at the beginning of the result, in order.
-            probes.group_rows(rows, groups, sums[:, : len(rows)], bounds[:, : len(rows)])
-            self._pulses.copy_(self.rows[:, probes.PULSE, 0])
-            self._ring.send(loan, {"sums": sums, "bounds": bounds, "pulses": self._pulses})
+            self._ring.send(loan, self._reduce(plan, selection, self._ring.target(loan)))
         except BaseException:
             self.release(loan)
             raise
         return loan
+
+    def _reduce(
+        self, plan: Plan, selection: Selection | None, target: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        num_groups = plan.num_groups + 1
+        sums, bounds = target["sums"][:num_groups], target["bounds"][:num_groups]
+        rows = self.rows[..., : len(plan.groups)]
+        if selection is None:
+            chosen_sums, chosen_bounds = sums, bounds
+        else:  # they stand at the beginning of the result, in order
+            rows = rows.index_select(0, selection.device_places)
+            chosen_sums, chosen_bounds = sums[:, : len(rows)], bounds[:, : len(rows)]
+        probes.group_rows(rows, self._groups.put(plan.groups), chosen_sums, chosen_bounds)
+        pulses = target["pulses"].copy_(self.rows[:, probes.PULSE, 0])
+        return {"sums": sums, "bounds": bounds, "pulses": pulses}
 
     def read(self, loan: Loan, num_groups: int, selection: Selection | None = None) -> Grouped:
         """What a loan that is ready holds, of the chosen layers; pulses are those of all."""

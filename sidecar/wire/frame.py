@@ -36,6 +36,7 @@ NUM_SIGNALS: Final = len(LAYER_SIGNALS)
 NUM_POWERS: Final = 3  # sum of v, of log v, of (log v)^2
 NUM_EXTREMES: Final = 2  # smallest, largest
 MAX_CELLS: Final = 1 << 16  # of one table
+MAX_TABLES: Final = 32  # of one body or request
 
 TapState = Literal["starting", "live", "dead", "refused", "disarmed"]
 
@@ -147,7 +148,7 @@ class Table(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     last: bytes = b""
 
 
-Tables = Annotated[list[Table], msgspec.Meta(max_length=32)]
+Tables = Annotated[list[Table], msgspec.Meta(max_length=MAX_TABLES)]
 
 
 class Totals(msgspec.Struct, tag="totals", array_like=True, forbid_unknown_fields=True):

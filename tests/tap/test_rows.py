@@ -80,8 +80,10 @@ def test_a_steady_batch_reuses_its_plan() -> None:
     rows = RowMap(2)
     rows.plan(batch(("a", 0, 8, 8), ("b", 0, 9, 9)))
     first = rows.plan(batch(("a", 8, 1, 8), ("b", 9, 1, 9)))
-    assert rows.plan(batch(("a", 9, 1, 8), ("b", 10, 1, 9))) is first
-    assert rows.plan(batch(("a", 10, 1, 8), ("b", 11, 1, 9))) is first
+    for further in (1, 2):
+        plan = rows.plan(batch(("a", 8 + further, 1, 8), ("b", 9 + further, 1, 9)))
+        assert plan.groups is first.groups
+        assert plan.ends.tolist() == [9 + further, 10 + further]
     after = rows.plan(batch(("a", 9, 3, 8)))  # two of the three have been seen
     assert labels(after) == [None, None, (0, DECODE_REST)]
     assert after.recomputed.tolist() == [2]
@@ -103,7 +105,7 @@ def test_a_batch_that_differs_is_planned_anew(change) -> None:
     rows.plan(batch(("a", 0, 8, 8), ("b", 0, 9, 9)))
     first = rows.plan(batch(("a", 8, 1, 8), ("b", 9, 1, 9)))
     plan = rows.plan(batch(*change))
-    assert plan is not first
+    assert plan.groups is not first.groups
     assert plan.batch_slots.tolist() == [ord(row[0]) - ord("a") for row in change]
 
 
@@ -123,6 +125,123 @@ def test_an_empty_batch_has_an_empty_plan() -> None:
     plan = RowMap(1).plan(batch())
     assert plan.num_groups == 0
     assert plan.groups.tolist() == plan.sizes.tolist() == plan.batch_slots.tolist() == []
+
+
+def drafted(*rows: tuple[str, int, int, int, int]) -> Batch:
+    """A batch of (request, start, count, prompt, drafts) rows."""
+    return batch(*[row[:4] for row in rows])._replace(
+        drafts=np.array([row[4] for row in rows], np.int64)
+    )
+
+
+def test_each_draft_row_has_a_group_of_its_own() -> None:
+    """A group of the certain rows, then one for each draft, told by owner and number."""
+    rows = RowMap(2)
+    rows.plan(batch(("a", 0, 5, 5), ("b", 0, 6, 6)))
+    plan = rows.plan(drafted(("a", 5, 3, 5, 2), ("b", 6, 1, 6, 0)))
+    assert plan.has_drafts
+    assert plan.groups.tolist() == [0, 1, 2, 3]
+    assert plan.sizes.tolist() == [1, 1, 1, 1]
+    assert plan.owners.tolist() == [0, 0, 0, 1]
+    assert plan.drafts.tolist() == [0, 1, 2, 0]
+    assert plan.num_drafts.tolist() == [2, 0]
+    assert plan.ends.tolist() == [6, 7]
+    assert plan.accept(np.array([1, 0])).tolist() == [True, True, False, True]
+    assert plan.tokens(np.array([1, 0])).tolist() == [2, 1]
+    assert plan.populations.tolist() == [DECODE_REST] * 4
+
+
+@pytest.mark.parametrize("accepted", [0, 1, 2])
+def test_a_rejected_draft_is_neither_recomputed_nor_lost(accepted) -> None:
+    """Its position is computed again with another token: a row like any other."""
+    rows = RowMap(1)
+    rows.plan(batch(("a", 0, 5, 5)))
+    plan = rows.plan(drafted(("a", 5, 3, 5, 2)))
+    assert rows.settle(plan, np.array([accepted])).tolist() == [accepted]
+    after = rows.plan(drafted(("a", 6 + accepted, 2, 5, 1)))
+    assert after.drafts.tolist() == [0, 1]
+    assert not len(after.recomputed)
+    assert not len(after.lost)
+
+
+def test_drafts_that_were_never_settled_are_lost_if_they_came_true() -> None:
+    """What nobody vouched for is not observed; the next row shows how many there were."""
+    rows = RowMap(1)
+    rows.plan(batch(("a", 0, 5, 5)))
+    rows.plan(drafted(("a", 5, 3, 5, 2)))
+    assert rows.plan(batch(("a", 7, 1, 5))).lost.tolist() == [1]
+
+
+def test_more_drafts_cannot_be_accepted_than_there_were() -> None:
+    """A runner that says otherwise moves no request beyond its rows."""
+    rows = RowMap(2)
+    rows.plan(batch(("a", 0, 5, 5), ("b", 0, 5, 5)))
+    plan = rows.plan(drafted(("a", 5, 3, 5, 2), ("b", 5, 1, 5, 0)))
+    assert rows.settle(plan, np.array([9, 1])).tolist() == [2, 0]
+    assert not len(rows.plan(batch(("a", 8, 1, 5), ("b", 6, 1, 5))).lost)
+
+
+def test_drafts_of_a_resumed_request_do_not_move_it_further_than_it_came() -> None:
+    """Computed again with drafts, tokens seen before the preemption are not seen twice."""
+    rows = RowMap(1)
+    rows.plan(batch(("a", 0, 20, 20)))
+    plan = rows.plan(drafted(("a", 15, 4, 20, 3)))  # from 15, of which nothing is new
+    assert plan.recomputed.tolist() == [4]
+    assert plan.fresh.tolist() == [-4]
+    assert plan.tokens(np.array([3])).tolist() == [0]
+    rows.settle(plan, np.array([3]))
+    after = rows.plan(batch(("a", 19, 3, 20)))
+    assert after.recomputed.tolist() == [1]
+    assert after.tokens(0).tolist() == [2]
+
+
+def test_drafts_end_the_reuse_of_a_plan_and_it_comes_back() -> None:
+    """With drafts every step is planned; without them the steady path is taken again."""
+    rows = RowMap(1)
+    rows.plan(batch(("a", 0, 5, 5)))
+    first = rows.plan(batch(("a", 5, 1, 5)))
+    plan = rows.plan(drafted(("a", 6, 2, 5, 1)))
+    assert plan.has_drafts
+    rows.settle(plan, np.array([1]))
+    second = rows.plan(drafted(("a", 8, 1, 5, 0)))
+    assert not second.has_drafts
+    assert second.groups is not first.groups
+    assert rows.plan(batch(("a", 9, 1, 5))).groups is second.groups
+
+
+def test_a_muted_request_has_no_group() -> None:
+    """Its rows are left out, and are tokens all the same; it never enters."""
+    rows = RowMap(2)
+    plan = rows.plan(batch(("a", 0, 6, 6), ("b", 0, 2, 2)), {"a"})
+    a, b = plan.batch_slots
+    assert labels(plan) == [None] * 6 + [(b, PREFILL_FIRST)] * 2
+    assert plan.muted.tolist() == [True, False]
+    assert plan.tokens(0).tolist() == [6, 2]
+    assert plan.entered == ((b, "b"),)
+    assert not len(plan.recomputed)
+    assert a not in plan.slots
+
+
+def test_a_muted_request_beside_others_keeps_the_plan_steady() -> None:
+    """One client's wish costs the batch no new plan at each step."""
+    rows = RowMap(2)
+    rows.plan(batch(("a", 0, 8, 8), ("b", 0, 9, 9)), {"a"})
+    first = rows.plan(batch(("a", 8, 1, 8), ("b", 9, 1, 9)), {"a"})
+    again = rows.plan(batch(("a", 9, 1, 8), ("b", 10, 1, 9)), {"a"})
+    assert again.groups is first.groups
+    assert again.muted.tolist() == [True, False]
+    assert again.tokens(0).tolist() == [1, 1]
+
+
+def test_drafts_of_a_muted_request_stand_in_no_group() -> None:
+    """A batch of nothing but muted drafts still waits for how many of them are tokens."""
+    rows = RowMap(1)
+    rows.plan(batch(("a", 0, 5, 5)), {"a"})
+    plan = rows.plan(drafted(("a", 5, 3, 5, 2)), {"a"})
+    assert plan.num_groups == 0
+    assert plan.has_drafts
+    assert plan.tokens(np.array([1])).tolist() == [2]
+    assert plan.accept(np.array([1])).tolist() == []
 
 
 @dataclass

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from sidecar.tap.probes import NUM_BOUNDS, NUM_COLUMNS, NUM_SUMS, PULSE, group_rows, record
-from sidecar.tap.rows import NO_GAP, Plan
-from sidecar.tap.slab import NUM_LOANS, Slab
+from sidecar.tap.ring import NUM_LOANS
+from sidecar.tap.rows import Plan
+from sidecar.tap.slab import Slab
 
 NUM_LAYERS, CAPACITY, MAX_GROUPS = 2, 8, 3
 
@@ -19,9 +20,7 @@ def plan(groups: list[int], num_groups: int) -> Plan:
     """A plan of which only the groups matter here."""
     sizes = np.bincount(groups, minlength=num_groups)[:num_groups]
     ids = np.arange(num_groups)
-    return Plan(
-        np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, *[NO_GAP] * 3
-    )
+    return Plan(np.array(groups, np.int64), num_groups, ids, 0 * ids, sizes, ids, ids, ids, sizes)
 
 
 def fill(made: Slab, num_rows: int, seed: int = 0) -> None:
@@ -41,7 +40,7 @@ def test_a_collected_step_is_the_grouping_of_its_rows() -> None:
     result = made.collect(plan(groups, 2))
     assert result is not None
     assert result.is_ready
-    sums, bounds, pulse = result.arrays(2)
+    sums, bounds, pulse = made.read(result, 2)
     want_sums = torch.zeros(3, NUM_LAYERS, NUM_SUMS, dtype=torch.float64)
     want_bounds = torch.zeros(3, NUM_LAYERS, NUM_BOUNDS)
     group_rows(made.rows[..., :5], torch.tensor(groups), want_sums, want_bounds)
@@ -57,11 +56,11 @@ def test_a_result_keeps_its_step_while_the_next_ones_run() -> None:
     fill(made, 4)
     first = made.collect(plan([0, 0, 1, 1], 2))
     assert first is not None
-    before = [array.copy() for array in first.arrays(2)]
+    before = [array.copy() for array in made.read(first, 2)]
     for seed in range(1, NUM_LOANS):
         fill(made, 8, seed)
         assert made.collect(plan([0] * 8, 1)) is not None
-    for now, then in zip(first.arrays(2), before, strict=True):
+    for now, then in zip(made.read(first, 2), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
 
@@ -73,7 +72,7 @@ def test_a_reused_result_holds_nothing_of_its_last_step() -> None:
     for _ in range(NUM_LOANS + 1):
         result = made.collect(plan([0, 0, 1], 2))
         assert result is not None
-        seen.append(result.arrays(2)[0].copy())
+        seen.append(made.read(result, 2).sums.copy())
         made.release(result)
     for sums in seen[1:]:
         np.testing.assert_array_equal(sums, seen[0])
@@ -118,7 +117,7 @@ def test_addresses_never_change() -> None:
         fill(made, CAPACITY, seed)
         result = made.collect(plan([0] * CAPACITY, 1))
         assert result is not None
-        addresses.add(result.sums.data_ptr())
+        addresses.add(result.host["sums"].data_ptr())
         made.release(result)
     assert made.rows.data_ptr() == rows
     assert [made.rows[layer].data_ptr() for layer in range(NUM_LAYERS)] == views
@@ -133,7 +132,7 @@ def test_a_step_in_inference_mode_can_be_read_outside() -> None:
         fill(made, 2)
         result = made.collect(plan([0, 0], 1))
     assert result is not None
-    sums, _, pulse = result.arrays(1)
+    sums, _, pulse = made.read(result, 1)
     assert sums[0, 0, -2] == 2
     assert pulse.tolist() == made.rows[:, PULSE, 0].tolist() == [1.0, 1.0]
 
@@ -152,3 +151,35 @@ def test_a_step_that_cannot_be_grouped_gives_its_result_back(monkeypatch) -> Non
     monkeypatch.undo()
 
     assert made.collect(plan([0, 0], 1)) is not None
+
+
+@pytest.mark.parametrize("chosen", [[1], [0], [1, 0], [0, 1], []])
+def test_chosen_layers_are_reduced_alone_and_in_order(chosen) -> None:
+    """Each result is that of its own layer; the pulses are those of all."""
+    made = slab()
+    fill(made, 5)
+    asked = plan([0, 2, 1, 1, 2], 2)
+    everything = made.collect(asked)
+    selection = made.select(chosen)
+    loan = made.collect(asked, selection)
+    assert everything is not None
+    assert loan is not None
+    want, got = made.read(everything, 2), made.read(loan, 2, selection)
+    np.testing.assert_array_equal(got.sums, want.sums[:, chosen])
+    np.testing.assert_array_equal(got.bounds, want.bounds[:, chosen])
+    assert got.pulses.tolist() == [1.0] * NUM_LAYERS
+    assert selection.places.tolist() == selection.device_places.tolist() == chosen
+
+
+def test_a_slab_without_layers_collects_nothing_and_works() -> None:
+    """A rank that speaks for no layer takes its steps through the same ring."""
+    made = Slab(0, CAPACITY, MAX_GROUPS, torch.device("cpu"))
+    assert made.pulses() == []
+    for _ in range(2 * NUM_LOANS):
+        loan = made.collect(plan([0, 0, 1], 2))
+        assert loan is not None
+        grouped = made.read(loan, 2)
+        assert grouped.sums.shape == (2, 0, NUM_SUMS)
+        assert grouped.bounds.shape == (2, 0, NUM_BOUNDS)
+        assert grouped.pulses.tolist() == []
+        made.release(loan)

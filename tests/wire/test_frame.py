@@ -13,16 +13,25 @@ from sidecar.errors import FrameError
 from sidecar.wire.frame import (
     CAUSES,
     MAX_BYTES,
+    MAX_CELLS,
+    MAX_TABLES,
     SCHEMA,
     Arrays,
     Body,
+    Cells,
     Frame,
     Header,
     Requests,
+    Signature,
+    Signatures,
     Status,
+    Table,
+    Totals,
     pack,
     unpack,
 )
+from sidecar.wire.signals import GROUPS
+from sidecar.wire.signature import Layout, size
 from tests import fakes
 from tests.fakes import ENGINE, NOW
 
@@ -30,12 +39,55 @@ KEY = b"sixteen bytes or more"
 PREFIX = b"LIS" + bytes([SCHEMA])
 MAC_BYTES = 32
 HEADER = Header("boot-one", ENGINE, 7, NOW, 3, 1)
+LAYOUT = Layout([0, 2], [1], [], [2], 3, 9, ["tone"])
+
+
+def table(group: str = "router", *lengths: int, last: bool = True) -> Table:
+    """Exact, different numbers over axes of these lengths."""
+    axes = [[f"{axis}{i}" for i in range(length)] for axis, length in enumerate(lengths or (2, 3))]
+    num_cells, num_signals = int(np.prod(lengths or (2, 3))), len(GROUPS[group].signals)
+    values = np.arange(num_cells * num_signals, dtype=np.float64) / 8
+    return Table(
+        group,
+        axes,
+        np.arange(num_cells, dtype="<u8").tobytes(),
+        np.repeat(values, 3).astype("<f8").tobytes(),
+        np.repeat(values, 2).astype("<f4").tobytes(),
+        values.astype("<f4").tobytes() if last else b"",
+    )
+
+
+def signed(num: int = 1, layout: Layout = LAYOUT) -> Signatures:
+    """Signatures whose entries are their own numbers, one of them NaN."""
+    values = np.arange(size(layout), dtype="<f4")
+    values[1:2] = np.nan
+    each = Signature(
+        "a-0badcafe",
+        NOW,
+        is_final=True,
+        num_prompt_tokens=8,
+        num_generated_tokens=3,
+        adapter="legal",
+        preemptions=1,
+        values=values.tobytes(),
+    )
+    return Signatures(layout, [each] * num)
+
+
+def with_tables(*tables: Table) -> Requests:
+    request = fakes.request()
+    request.tables = list(tables)
+    return Requests([0, 1, 2], [request])
+
+
 BODIES: list[Body] = [
     fakes.live(),
+    Status("live", absent={"router": "no experts"}, shed_level=2, cost_share=0.5, control="r1"),
     fakes.layers(),
-    fakes.totals(),
+    Totals([table(last=False), table("expert_load", 2, 4), table("attention", 1, 2, 2)]),
     Requests([0, 1, 2], [fakes.request("a"), fakes.request("b")]),
-    fakes.signatures("a", "b"),
+    with_tables(table("attention_mean"), table("confidence", 3), table("probe", 1)),
+    signed(2),
     fakes.serving(fakes.finished("a"), fakes.finished("b"), aborted=["c"]),
 ]
 each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
@@ -75,6 +127,18 @@ def test_numbers_keep_every_bit() -> None:
 
     for name in Arrays.__slots__:
         np.testing.assert_array_equal(getattr(arrays, name), getattr(back, name))
+
+
+def test_a_table_is_shaped_by_its_axes() -> None:
+    """The last axis runs fastest, and each cell has its count, powers, extremes and last."""
+    cells = Cells.unpack(table("router", 2, 3))
+    assert cells.count.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert cells.sums.shape == (2, 3, 2, 3)
+    assert cells.sums[1, 2, 1].tolist() == [11 / 8] * 3
+    assert cells.extremes[0, 1, 0].tolist() == [2 / 8] * 2
+    assert cells.last[1, 0].tolist() == [6 / 8, 7 / 8]
+    assert Cells.unpack(table("router", 2, 3, last=False)).last.shape == (0,)
+    assert Cells.unpack(table("expert_load", 1, 4)).count.tolist() == [[0, 1, 2, 3]]
 
 
 def test_an_unsigned_reader_takes_signed_frames() -> None:
@@ -172,6 +236,106 @@ def test_arrays_must_fit_the_layers(field: str, change: bytes) -> None:
 
     assert cause_of(framed(totals)) == "shape"
     assert cause_of(framed(Requests([0, 1, 2], [request]))) == "shape"
+
+
+def in_bodies(bad: Table) -> list[bytes]:
+    """Frames with this table among the totals, and in a request."""
+    return [framed(Totals([table(), bad])), framed(with_tables(table(), bad))]
+
+
+@pytest.mark.parametrize("field", ["count", "sums", "extremes", "last"])
+@pytest.mark.parametrize("length", [-4, -1, 4, 8, None])
+def test_arrays_must_fit_the_cells(field: str, length: int | None) -> None:
+    """Bytes too few, too many or none: only `last` may be left out, and as a whole."""
+    bad = table()
+    whole = getattr(bad, field)
+    change = b"" if length is None else (whole + bytes(8))[: len(whole) + length]
+    setattr(bad, field, change)
+    for data in in_bodies(bad):
+        if field == "last" and length is None:
+            assert unpack(data)
+        else:
+            assert cause_of(data) == "shape"
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+def test_a_group_has_as_many_axes_as_the_table_of_signals_says(group: str) -> None:
+    """Each group as it is, and with an axis more or less; numbers are read by its own signals."""
+    num_axes = len(GROUPS[group].axes)
+    good = table(group, *[2] * num_axes)
+    for data in in_bodies(good):
+        assert unpack(data)
+    for num in {num_axes - 1, num_axes + 1} & set(range(1, 5)):
+        for data in in_bodies(table(group, *[2] * num)):
+            assert cause_of(data) == "shape"
+    other = next(name for name, each in GROUPS.items() if len(each.axes) != num_axes)
+    good.group = other
+    assert cause_of(framed(Totals([good]))) == "shape"
+
+
+def test_an_unknown_group_is_refused() -> None:
+    """A newer release's group has no shape here."""
+    bad = table()
+    bad.group = "dreams"
+    for data in in_bodies(bad):
+        assert cause_of(data) == "shape"
+
+
+def test_a_table_has_so_many_cells_at_most() -> None:
+    """Axes of a thousand labels each declare a million cells without a byte to fill them."""
+    labels = [str(i) for i in range(257)]
+    bad = Table("expert_load", [labels, labels], b"")
+    assert MAX_CELLS < 257 * 257
+    for data in in_bodies(bad):
+        assert cause_of(data) == "shape"
+
+
+def test_a_body_has_so_many_tables_at_most() -> None:
+    """More are refused where they are counted."""
+    few, many = [table()] * MAX_TABLES, [table()] * (MAX_TABLES + 1)
+    assert unpack(framed(Totals(few)))
+    assert cause_of(framed(Totals(many))) == "decode"
+    assert cause_of(framed(with_tables(*many))) == "decode"
+
+
+@pytest.mark.parametrize("length", [-4, -1, 1, 4, None])
+def test_values_must_fit_the_layout(length: int | None) -> None:
+    """Each signature has one number for each entry that its layout names."""
+    body = signed(2)
+    values = body.signatures[0].values
+    changed = b"" if length is None else (values + bytes(4))[: len(values) + length]
+    bad = msgspec.structs.replace(body.signatures[0], values=changed)
+    for place in (0, 1):
+        signatures = list(body.signatures)
+        signatures[place] = bad
+        assert cause_of(framed(Signatures(LAYOUT, signatures))) == "shape"
+    assert unpack(framed(Signatures(Layout([]), []))).body == Signatures(Layout([]), [])
+
+
+def test_a_layout_that_declares_much_allocates_nothing() -> None:
+    """Entries are counted, not made: a small frame of the largest layout costs little."""
+    ids = list(range(1024))
+    layout = Layout(ids, ids, ids, ids, 64, 0, ["x"] * 256)
+    data = framed(Signatures(layout, signed().signatures))
+    assert cause_of(data) == "shape"
+    assert peak_bytes(data) < 1 << 20
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_sums_of_tables_must_be_finite(value: float) -> None:
+    """In totals and in requests."""
+    bad = table()
+    sums = np.frombuffer(bad.sums, "<f8").copy()
+    sums[-1] = value
+    bad.sums = sums.tobytes()
+    for data in in_bodies(bad):
+        assert cause_of(data) == "value"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_share_of_a_status_must_be_finite(value: float) -> None:
+    """The tap's own cost becomes a gauge."""
+    assert cause_of(framed(Status("live", cost_share=value))) == "value"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -281,6 +445,23 @@ def test_the_largest_frames_take_a_small_multiple_of_their_size() -> None:
     assert MAX_BYTES // 2 < len(payload) <= MAX_BYTES
 
     assert peak_bytes(payload) < 16 << 20
+
+
+LABELS = [[str(10 + i % 90) for i in range(4096)]] * 4
+CROWDS = {
+    "labels": Requests([], [fakes.request(num_layers=0)] * 20),
+    "tables": Requests([], [fakes.request(num_layers=0)] * 2000),
+}
+CROWDS["labels"].requests[0].tables = [Table("dreams", LABELS, b"")]
+CROWDS["tables"].requests[0].tables = [Table("", [], b"")] * MAX_TABLES
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_a_crowd_of_small_things_takes_a_small_multiple_of_its_size(crowd) -> None:
+    """Labels and tables are the smallest that a frame can declare by the hundred thousand."""
+    data = framed(CROWDS[crowd])
+    assert MAX_BYTES // 2 < len(data) <= MAX_BYTES
+    assert peak_bytes(data) < 24 * len(data)
 
 
 def test_deep_nesting_is_refused() -> None:

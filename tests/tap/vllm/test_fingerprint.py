@@ -2,35 +2,64 @@
 
 import pytest
 
+from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.vllm import fingerprint
 from sidecar.tap.vllm.fingerprint import KEY, write
 from tests.tap.vllm.fakes import vllm_config
 
+CONFIG = TapConfig()
+
 
 def test_the_same_tap_has_the_same_fingerprint() -> None:
     """A restart of the same release finds the graph it compiled before."""
-    assert fingerprint.fingerprint(128) == fingerprint.fingerprint(128)
-    assert len(fingerprint.fingerprint(128)) == 16
+    assert fingerprint.fingerprint(128, CONFIG) == fingerprint.fingerprint(128, CONFIG)
+    assert len(fingerprint.fingerprint(128, CONFIG)) == 16
 
 
 def test_it_changes_with_the_rows() -> None:
     """Another capacity is another buffer in the graph."""
-    assert fingerprint.fingerprint(128) != fingerprint.fingerprint(192)
+    assert fingerprint.fingerprint(128, CONFIG) != fingerprint.fingerprint(192, CONFIG)
 
 
 @pytest.mark.parametrize(("name", "value"), [("__version__", "99.0"), ("SCHEMA", 99)])
 def test_it_changes_with_the_release(name, value, monkeypatch) -> None:
     """Another version of the package or of the wire is another tap."""
-    before = fingerprint.fingerprint(128)
+    before = fingerprint.fingerprint(128, CONFIG)
     monkeypatch.setattr(fingerprint, name, value)
-    assert fingerprint.fingerprint(128) != before
+    assert fingerprint.fingerprint(128, CONFIG) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_layers", 3),
+        ("attention_requests", 3),
+        ("router", False),
+        ("sketch_layers", 3),
+        ("sketch_size", 3),
+        ("sketch_seed", 3),
+        ("probe_file", "/probes.json"),
+    ],
+)
+def test_it_changes_with_what_is_computed_in_the_graph(key, value) -> None:
+    """Other layers, sizes or directions are other statements in the graph."""
+    other = TapConfig(**{key: value})
+    assert fingerprint.fingerprint(128, other) != fingerprint.fingerprint(128, CONFIG)
+
+
+def test_it_stays_with_what_is_decided_outside_the_graph() -> None:
+    """How often, where to and under which names costs no compilation."""
+    other = TapConfig(
+        socket="/elsewhere.sock", attention_every=3, confidence_every=3, adapters="a,b"
+    )
+    assert fingerprint.fingerprint(128, other) == fingerprint.fingerprint(128, CONFIG)
 
 
 @pytest.mark.parametrize("module", ["stream", "probes", "sites"])
 def test_it_changes_with_every_traced_source(module, monkeypatch) -> None:
     """One changed line in what is traced, or in where, is another graph."""
-    before = fingerprint.fingerprint(128)
+    before = fingerprint.fingerprint(128, CONFIG)
     source = fingerprint.inspect.getsource
 
     def edited(traced: object) -> str:
@@ -38,7 +67,7 @@ def test_it_changes_with_every_traced_source(module, monkeypatch) -> None:
         return source(traced) + "# edited" * is_edited
 
     monkeypatch.setattr(fingerprint.inspect, "getsource", edited)
-    assert fingerprint.fingerprint(128) != before
+    assert fingerprint.fingerprint(128, CONFIG) != before
 
 
 def test_it_is_written_beside_what_is_there() -> None:
@@ -61,7 +90,7 @@ def test_it_changes_the_compile_key_of_the_installed_vllm(installed_vllm) -> Non
 
     config = VllmConfig()
     untapped = config.compute_hash()
-    write(config, fingerprint.fingerprint(128))
+    write(config, fingerprint.fingerprint(128, CONFIG))
     tapped = config.compute_hash()
-    write(config, fingerprint.fingerprint(192))
+    write(config, fingerprint.fingerprint(192, CONFIG))
     assert len({untapped, tapped, config.compute_hash()}) == 3

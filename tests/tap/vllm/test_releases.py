@@ -113,6 +113,7 @@ def test_the_installed_v1_has_what_is_read() -> None:
     """Runner, persistent batch and buffer have the attributes that `runner_v1.read` uses."""
     runner = class_named("GPUModelRunner", "v1/worker/gpu_model_runner.py")
     assert {"_model_forward", "input_batch", "query_start_loc", "get_model"} <= names(runner)
+    assert "discard_request_mask" in names(runner)
     batch = class_named("InputBatch", "v1/worker/gpu_input_batch.py")
     read = {"num_reqs", "req_ids", "num_computed_tokens_cpu", "num_prompt_tokens"}
     assert read <= names(batch)
@@ -144,7 +145,8 @@ def test_the_installed_v2_has_what_is_read() -> None:
         "num_computed_tokens_np",
         "num_scheduled_tokens",
     } <= names(batch)
-    assert "prompt_len" in names(class_named("RequestState", "v1/worker/gpu/states.py"))
+    state = names(class_named("RequestState", "v1/worker/gpu/states.py"))
+    assert {"prompt_len", "prefill_len"} <= state
     assert "np" in names(class_named("UvaBackedTensor", "v1/worker/gpu/buffer_utils.py"))
 
 
@@ -161,6 +163,21 @@ def test_neither_installed_runner_looks_like_the_other() -> None:
     second = names(class_named("GPUModelRunner", "v1/worker/gpu/model_runner.py"))
     assert not {"_model_forward", "input_batch"} & second
     assert not {"req_states", "prepare_inputs"} & first
+
+
+def test_the_installed_scheduler_says_what_is_read() -> None:
+    """Each step's output tells of drafts, of who is new, has ended or was preempted."""
+    path = "v1/core/sched/output.py"
+    assert {
+        "scheduled_spec_decode_tokens",
+        "finished_req_ids",
+        "scheduled_new_reqs",
+        "preempted_req_ids",
+    } <= names(class_named("SchedulerOutput", path))
+    new = names(class_named("NewRequestData", path))
+    assert {"req_id", "sampling_params", "lora_request"} <= new
+    assert "lora_name" in names(class_named("LoRARequest", "lora/request.py"))
+    assert "extra_args" in names(class_named("SamplingParams", "sampling_params.py"))
 
 
 def test_the_installed_worker_has_what_is_wrapped() -> None:

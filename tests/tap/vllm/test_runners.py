@@ -1,5 +1,6 @@
 """Rows of both model runners, of each release: the runner's order, real steps only."""
 
+import numpy as np
 import pytest
 
 from sidecar.tap.vllm import runner_v1, runner_v2
@@ -17,7 +18,7 @@ V2 = [RunnerV2Of26, RunnerV2Of32, RunnerV2Of33]
 EVERY = [(runner_v1, RunnerV1), *((runner_v2, release) for release in V2)]
 
 # The scheduler's order is none that a runner uses: V1 sorts by id here, V2 by tokens.
-ROWS = [Row("c", 3, 2, 9), Row("a", 12, 1, 10), Row("b", 0, 5, 5)]
+ROWS = [Row("c", 3, 2, 9), Row("a", 12, 1, 10, known=13), Row("b", 0, 5, 5)]
 IN_ORDER = {
     runner_v1: [ROWS[1], ROWS[2], ROWS[0]],
     runner_v2: [ROWS[1], ROWS[0], ROWS[2]],
@@ -36,8 +37,13 @@ def observed():
 
 def wrapped(module, runner, observed):
     runner.known = {row.req_id: row for row in ROWS}
-    module.wrap(runner, lambda read: observed.append(read()))
+    module.wrap(runner, draft_counts, lambda read: observed.append(read()))
     return runner
+
+
+def draft_counts(req_ids: list[str]) -> np.ndarray:
+    """What the scheduler says of the requests in this order: one has a draft token."""
+    return np.array([int(req_id == "c") for req_id in req_ids], np.int64)
 
 
 @pytest.mark.parametrize(("module", "runner"), EVERY)
@@ -61,7 +67,37 @@ def test_a_batch_is_read_in_the_runners_order(module, runner, observed) -> None:
     assert batch.starts.tolist() == [row.computed for row in expected]
     assert batch.counts.tolist() == [row.scheduled for row in expected]
     assert batch.prompts.tolist() == [row.prompt for row in expected]
-    assert {column.dtype.str for column in batch[1:]} == {"<i8"}
+    assert {column.dtype.str for column in batch[1:5]} == {"<i8"}
+    assert (
+        batch.partial.tolist()
+        == [row.is_partial for row in expected]
+        == [row.req_id == "c" for row in expected]
+    )
+
+
+@pytest.mark.parametrize(("module", "runner"), EVERY)
+def test_a_resumed_request_has_its_own_answer_to_prefill(module, runner, observed) -> None:
+    """After a preemption the generated tokens are prefilled too: up to them a row is partial."""
+    made = wrapped(module, runner(Decoder()), observed)
+    for row in (Row("a", 0, 12, 10, known=14), Row("a", 12, 2, 10, known=14)):
+        made.known["a"] = row
+        made.execute_model(scheduled(row))
+    assert [batch.partial.tolist() for batch in observed] == [[True], [False]]
+
+
+def test_v1_asks_for_the_drafts_in_its_own_order(observed) -> None:
+    """The scheduler's counts of draft tokens stand beside the rows they belong to."""
+    made = wrapped(runner_v1, RunnerV1(Decoder()), observed)
+    made.execute_model(scheduled(*ROWS))
+    assert observed[0].drafts.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("runner", V2)
+def test_v2_is_never_read_with_drafts(runner, observed) -> None:
+    """Speculative decoding is refused there; whatever the scheduler says is not used."""
+    made = wrapped(runner_v2, runner(Decoder()), observed)
+    made.execute_model(scheduled(*ROWS))
+    assert not len(observed[0].drafts)
 
 
 @pytest.mark.parametrize(("module", "runner"), EVERY)
@@ -69,11 +105,12 @@ def test_a_batch_is_a_copy(module, runner, observed) -> None:
     """The runner reuses its arrays for the next step; what was read stays."""
     made = wrapped(module, runner(Decoder()), observed)
     made.execute_model(scheduled(ROWS[0]))
-    made.known["c"] = Row("c", 5, 1, 9)
+    made.known["c"] = Row("c", 5, 4, 9)
     made.execute_model(scheduled(made.known["c"], ROWS[1]))
     assert observed[0].req_ids == ["c"]
     assert observed[0].starts.tolist() == [3]
     assert observed[0].counts.tolist() == [2]
+    assert observed[0].partial.tolist() == [True]
 
 
 @pytest.mark.parametrize(("module", "runner"), EVERY)

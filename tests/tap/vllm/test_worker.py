@@ -12,9 +12,10 @@ from sidecar.tap.stream import ROWS
 from sidecar.tap.vllm import fingerprint, worker
 from sidecar.tap.vllm.worker import seat_worker
 from sidecar.wire.frame import Arrays, Layers, Requests, Source, Status
-from tests.tap.inbox import pumps
 from tests.tap.toys import Attention, Decoder, NoneLayer
 from tests.tap.vllm.fakes import (
+    LoRARequest,
+    NewRequestData,
     Row,
     RunnerV1,
     RunnerV2Of26,
@@ -45,11 +46,10 @@ def seated(runner=RunnerV1, model: nn.Module | None = None, **parts) -> Worker:
     return made
 
 
-def serve(made: Worker, *rows: Row, finished: tuple[str, ...] = ()) -> object:
+def serve(made: Worker, *rows: Row, finished: tuple[str, ...] = (), **said: object) -> object:
     made.model_runner.known.update({row.req_id: row for row in rows})
-    return made.execute_model(
-        SchedulerOutput({row.req_id: row.scheduled for row in rows}, set(finished))
-    )
+    output = SchedulerOutput({row.req_id: row.scheduled for row in rows}, set(finished), **said)
+    return made.execute_model(output)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -144,7 +144,13 @@ def test_a_tap_that_did_not_move_in_the_warm_up_is_dead(mode, state, ranks, tap_
 @pytest.mark.parametrize(
     ("parts", "feature"),
     [
-        ({"speculative_config": SimpleNamespace(method="ngram")}, "speculative decoding"),
+        (
+            {
+                "speculative_config": SimpleNamespace(num_speculative_tokens=2),
+                "scheduler_config": {"async_scheduling": True},
+            },
+            "speculative decoding with asynchronous scheduling",
+        ),
         ({"parallel_config": {"use_ubatching": True}}, "micro-batching"),
         ({"parallel_config": {"prefill_context_parallel_size": 2}}, "prefill context parallelism"),
         ({"model_config": {"runner_type": "pooling"}}, "pooling models"),
@@ -155,8 +161,6 @@ def test_a_tap_that_did_not_move_in_the_warm_up_is_dead(mode, state, ranks, tap_
 )
 def test_what_cannot_be_tapped_is_refused_by_name(parts, feature, ranks, tap_on) -> None:
     """The status frame names the feature; the worker is left as it was."""
-    if "speculative_config" not in parts and "additional_config" not in parts:
-        parts = {name: dict(changes) for name, changes in parts.items()}
     made = seated(**parts)
     status = tap_on.wait_for(is_state("refused")).body
     assert status.reason == "not_supported"
@@ -283,20 +287,29 @@ def test_a_key_file_that_cannot_be_read_costs_the_tap_only(
     assert made.calls[0] == "load_model"
 
 
-def test_only_the_first_of_a_tensor_parallel_group_speaks(ranks, tap_on) -> None:
-    """The others share the compile key, and neither measure nor report."""
+def test_the_first_of_a_tensor_parallel_group_speaks_for_the_requests(ranks, tap_on) -> None:
+    """The others share the compile key, prove that passes run, and tap no layer."""
     ranks.tp = 1
     made = seated()
     made.load_model()
-    made.compile_or_warm_up_model()
     assert not any(hasattr(layer, ROWS) for layer in made.model_runner.model.layers)
+    made.compile_or_warm_up_model()
+    frames = [tap_on.wait_for(is_state("starting"))]
+    serve(made, Row("a", 0, 6, 6))
+    serve(made, Row("a", 6, 1, 6))
+    serve(made, finished=("a",))
+    frames += [tap_on.wait_for(is_state("live")), *tap_on.read(0.2)]
+    assert {frame.header.source for frame in frames} == {Source("engine", tp=1)}
+    assert {type(frame.body) for frame in frames} == {Status}
+    assert frames[-1].header.step == 2
+    assert frames[-1].body.num_layers == 0
+    made.shutdown()
     ranks.tp = 0
     first = seated()
     assert (
         made.vllm_config.additional_config[fingerprint.KEY]
         == first.vllm_config.additional_config[fingerprint.KEY]
     )
-    assert not pumps()
 
 
 @pytest.mark.parametrize(
@@ -312,6 +325,86 @@ def test_a_source_is_named_by_its_ranks(parallel, dp, ranks, tap_on) -> None:
     made = seated(parallel_config=parallel)
     made.load_model()
     assert tap_on.wait_for(is_state("starting")).header.source == Source("engine", dp, 1, 0)
+
+
+def wishing(wish: str) -> SimpleNamespace:
+    """Sampling parameters of a client with a wish."""
+    return SimpleNamespace(extra_args={"llm_internals": wish})
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_what_the_scheduler_says_of_a_request_is_in_its_record(runner, ranks, tap_on, monkeypatch):
+    """Its adapter if the operator listed it, how often it was preempted, or no record at all."""
+    monkeypatch.setenv("SIDECAR_ADAPTERS", "legal")
+    monkeypatch.setenv("SIDECAR_ALLOW_OPT_OUT", "1")
+    made = seated(runner)
+    made.load_model()
+    tap_on.wait_for(is_state("starting"))
+    made.compile_or_warm_up_model()
+    new = [
+        NewRequestData("a", lora_request=LoRARequest("legal")),
+        NewRequestData("b", wishing("all"), LoRARequest("private")),
+        NewRequestData("c", wishing("off")),
+        NewRequestData("d", None),
+    ]
+    rows = [Row(name, 0, 3, 3) for name in "abcd"]
+    serve(made, *rows, scheduled_new_reqs=new)
+    serve(made, Row("a", 3, 1, 3), preempted_req_ids={"b"})
+    serve(made, Row("a", 4, 1, 3), Row("b", 0, 3, 3))
+    serve(made, finished=tuple("abcd"))
+    body = tap_on.wait_for(lambda frame: isinstance(frame.body, Requests)).body
+    assert {each.id: (each.adapter, each.preemptions) for each in body.requests} == {
+        "a": ("legal", 0),
+        "b": ("other", 1),
+        "d": ("", 0),
+    }
+    totals = tap_on.wait_for(lambda f: isinstance(f.body, Layers) and f.body.num_requests).body
+    assert totals.num_requests == 3
+    assert totals.coverage.opted_out == totals.coverage.recomputed == 3
+
+
+def test_drafts_of_v1_are_those_that_the_scheduler_granted(ranks, tap_on) -> None:
+    """Rows of draft tokens that nobody vouches for are rejected, and lost if they come true."""
+    made = seated(speculative_config=SimpleNamespace(num_speculative_tokens=2))
+    made.load_model()
+    tap_on.wait_for(is_state("starting"))
+    made.compile_or_warm_up_model()
+    serve(made, Row("a", 0, 5, 5), Row("b", 0, 5, 5))
+    drafts = {"a": [7, 7]}
+    serve(made, Row("b", 5, 1, 5), Row("a", 5, 3, 5), scheduled_spec_decode_tokens=drafts)
+    serve(made, Row("a", 7, 1, 5))  # one of the two was accepted
+    serve(made, finished=("a",))
+    (record,) = tap_on.wait_for(lambda frame: isinstance(frame.body, Requests)).body.requests
+    assert record.coverage.observed == [4, 1, 0, 2]
+    assert record.coverage.lost == 1
+    totals = tap_on.wait_for(lambda f: isinstance(f.body, Layers) and f.body.num_requests).body
+    assert totals.coverage.rejected == 2
+    assert totals.coverage.observed == [8, 2, 0, 3]
+
+
+def test_drafts_on_the_device_alone_are_refused(ranks, tap_on) -> None:
+    """Model runner V2 does not tell the host which drafts were accepted."""
+    seated(RunnerV2Of32, speculative_config=SimpleNamespace(num_speculative_tokens=2))
+    detail = tap_on.wait_for(is_state("refused")).body.detail
+    assert "speculative decoding on model runner V2" in detail
+
+
+@pytest.mark.parametrize("drafts", [0, 7])
+def test_every_draft_token_has_room_for_a_group_of_its_own(drafts, ranks, tap_on) -> None:
+    """A batch of as many requests as there may be, each with all its drafts, is collected."""
+    speculative = SimpleNamespace(num_speculative_tokens=drafts) if drafts else None
+    made = seated(speculative_config=speculative)
+    made.load_model()
+    made.compile_or_warm_up_model()
+    names = "abcd"  # max_num_seqs of them
+    serve(made, *[Row(name, 0, 4, 4) for name in names])
+    granted = {name: [7] * drafts for name in names} if drafts else {}
+    rows = [Row(name, 4, 1 + drafts, 4) for name in names]
+    serve(made, *rows, scheduled_spec_decode_tokens=granted)
+    serve(made, finished=tuple(names))
+    totals = tap_on.wait_for(lambda f: isinstance(f.body, Layers) and f.body.num_requests).body
+    assert totals.num_steps == 2
+    assert (totals.coverage.lost, totals.coverage.rejected) == (0, 4 * drafts)
 
 
 @pytest.mark.parametrize("most", [1, 63, 64, 2048])
@@ -354,7 +447,7 @@ def test_a_scheduler_output_of_another_shape_harms_no_step(ranks, tap_on) -> Non
     made.model_runner.execute_model = lambda *_: "served"
     assert made.execute_model(object()) == "served"
     status = tap_on.wait_for(lambda f: isinstance(f.body, Status) and f.body.errors).body
-    assert status.errors == {"finish": 1}
+    assert status.errors == {"schedule": 1}
 
 
 def test_a_disarmed_tap_measures_no_more(ranks, tap_on) -> None:
