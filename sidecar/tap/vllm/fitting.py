@@ -15,6 +15,7 @@ from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.engine import EngineTap, Instruments
 from sidecar.tap.guard import Guard
+from sidecar.tap.rows import Ints
 from sidecar.tap.signature import evenly
 from sidecar.tap.sites import Site
 from sidecar.wire.frame import Source
@@ -27,7 +28,8 @@ class Workbench:
 
     capacity: more than the token rows of any forward pass. max_groups: most row groups of one.
     undo: called back when the tap cannot be attached after all.
-    layout: filled in by the fitters. seats: called with the tap once it exists.
+    layout: filled in by the fitters. draft_counts: how many draft tokens each of some requests has
+    in the step under way. seats: called with the tap once it exists.
     """
 
     runner: Any
@@ -41,6 +43,7 @@ class Workbench:
     device: torch.device
     undo: contextlib.ExitStack
     instruments: Instruments
+    draft_counts: Callable[[list[str]], Ints]
     seats: list[Callable[[EngineTap], None]] = field(default_factory=list)
 
     @property
