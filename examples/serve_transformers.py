@@ -37,7 +37,7 @@ def main(path: str, port: int = 8000) -> None:
         sidecar.tap.attach(model, model_name="example"),
         ThreadingHTTPServer(("127.0.0.1", port), Completions) as server,
     ):
-        print(f"serving {path} on http://127.0.0.1:{server.server_address[1]}", flush=True)  # noqa: T201 - an example talks
+        print(f"serving {path} on http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 
 

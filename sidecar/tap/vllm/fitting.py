@@ -15,6 +15,7 @@ from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.engine import EngineTap, Instruments
 from sidecar.tap.guard import Guard
+from sidecar.tap.rows import Ints
 from sidecar.tap.signature import evenly
 from sidecar.tap.sites import Site
 from sidecar.tap.stream import Reader
@@ -28,6 +29,7 @@ class Workbench:
 
     capacity: more than the token rows of any forward pass. max_groups: most row groups of one.
     undo: called back when the tap cannot be attached after all.
+    draft_counts: how many draft tokens each of some requests has in the step under way.
     readers: what else is made of the residual stream after a layer, by its global id.
     seats: called with the tap once it exists.
     """
@@ -43,6 +45,7 @@ class Workbench:
     device: torch.device
     undo: contextlib.ExitStack
     instruments: Instruments
+    draft_counts: Callable[[list[str]], Ints]
     readers: dict[int, Reader] = field(default_factory=dict)
     seats: list[Callable[[EngineTap], None]] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ Seat: the instance's `_model_forward`. Dummy runs call the model directly and so
 that moment the persistent batch is in the order of the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,30 @@ def wrap(
     def model_forward(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
         observe(lambda: read(runner, draft_counts))
+        return output
+
+    runner._model_forward = model_forward
+
+
+def surround(
+    runner: Any,
+    draft_counts: Callable[[list[str]], Ints],
+    before: Callable[[Callable[[], Batch]], None],
+    after: Callable[[Callable[[], Mapping[str, Any]]], None],
+) -> None:
+    """Call `before` and `after` around each real forward pass, outside of `wrap`.
+
+    before: given a reader of the batch. after: given a reader of the attention metadata of each
+    layer by its name, whose tensors are valid until the next step.
+    """
+    from vllm.forward_context import get_forward_context  # noqa: PLC0415 - only when on
+
+    forward = runner._model_forward
+
+    def model_forward(*args: Any, **kwargs: Any) -> Any:
+        before(lambda: read(runner, draft_counts))
+        output = forward(*args, **kwargs)
+        after(lambda: get_forward_context().attn_metadata)
         return output
 
     runner._model_forward = model_forward

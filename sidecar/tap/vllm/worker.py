@@ -25,6 +25,7 @@ from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
 from sidecar.tap.stream import attach_probe, rehearse
 from sidecar.tap.vllm import (
+    attention,
     fingerprint,
     fitting,
     projection,
@@ -39,7 +40,10 @@ from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source
 
 # What is measured beside the residual stream, by group of signals.
-_FITTERS: Final[dict[str, fitting.Fitter]] = {"projection": projection.fit}
+_FITTERS: Final[dict[str, fitting.Fitter]] = {
+    "attention": attention.fit,
+    "projection": projection.fit,
+}
 _PATCHED: Final = "_sidecar_patched"
 _ROW_MARGIN: Final = 64  # sequence parallelism pads batches by less than this
 
@@ -186,6 +190,7 @@ class Seat:
             self._worker.device,
             undo,
             fitting.plain(self._config, [site.layer for site in spoken]),
+            self._draft_counts,
         )
 
     def _slab(self, num_layers: int) -> Slab:

@@ -39,6 +39,21 @@ def swapped_rows() -> None:
     runner_v1.read = swapped
 
 
+def early_picks() -> None:
+    """Sample the rows of the step before, as a seat would that chooses them too early."""
+    import numpy as np
+
+    from sidecar.tap.attention import Attention
+
+    ask, rows = Attention.ask, [np.zeros(1, np.int64)]
+
+    def late(sampler: Any, choice: Any) -> None:
+        ask(sampler, choice._replace(rows=np.resize(rows[0], len(choice.rows))))
+        rows[0] = choice.rows
+
+    Attention.ask = late
+
+
 def raise_in_probe() -> None:
     """Raise in the probe, once it has passed its rehearsal and a few steps."""
     from sidecar.tap import probes
@@ -131,6 +146,7 @@ SABOTAGE: dict[str, Callable[[], None]] = {
     for call in (
         half_residual,
         swapped_rows,
+        early_picks,
         raise_in_probe,
         raise_in_pump,
         raise_in_stats,
