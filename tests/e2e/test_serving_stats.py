@@ -35,7 +35,7 @@ def test_tokens_and_latencies_of_served_requests_are_published(
 
 def test_a_request_that_was_hung_up_on_is_measured(bfloat16: Stack, prompts: Prompts) -> None:
     """A client that hangs up leaves a record without stats: vLLM reports no finish of it."""
-    name = f"llm_internals_observed_requests_total{{{LABELS}}}"
+    name = f'llm_internals_observed_requests_total{{{LABELS},adapter=""}}'
     before = bfloat16.samples().get(name, 0)
     bfloat16.abort(prompts.cut([20], seed=22)[0], 900, 3, "hangs-up")
     wait_for(lambda: bfloat16.samples().get(name, 0) == before + 1, "the end is noticed", 10)
