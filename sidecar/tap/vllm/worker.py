@@ -24,14 +24,22 @@ from sidecar.tap.rows import NO_GAP, Batch, Ints
 from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
 from sidecar.tap.stream import attach_probe, rehearse
-from sidecar.tap.vllm import fingerprint, fitting, refusal, releases, runner_v1, runner_v2
+from sidecar.tap.vllm import (
+    fingerprint,
+    fitting,
+    refusal,
+    releases,
+    router,
+    runner_v1,
+    runner_v2,
+)
 from sidecar.tap.vllm.fitting import Workbench
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source
 
 # What is measured beside the residual stream, by group of signals.
-_FITTERS: Final[dict[str, fitting.Fitter]] = {}
+_FITTERS: Final[dict[str, fitting.Fitter]] = {"router": router.fit}
 _PATCHED: Final = "_sidecar_patched"
 _ROW_MARGIN: Final = 64  # sequence parallelism pads batches by less than this
 
