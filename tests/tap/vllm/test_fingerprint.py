@@ -27,7 +27,7 @@ def test_it_changes_with_the_release(name, value, monkeypatch) -> None:
     assert fingerprint.fingerprint(128) != before
 
 
-@pytest.mark.parametrize("module", ["stream", "probes", "sites"])
+@pytest.mark.parametrize("module", ["stream", "probes", "sites", "router", "gates"])
 def test_it_changes_with_every_traced_source(module, monkeypatch) -> None:
     """One changed line in what is traced, or in where, is another graph."""
     before = fingerprint.fingerprint(128)
