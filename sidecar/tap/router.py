@@ -283,6 +283,12 @@ def _fits(decision: Decision, shape: Shape) -> bool:
 
 def _record(values: torch.Tensor, experts: torch.Tensor, decision: Decision, shape: Shape) -> None:
     logits, chosen = decision
+    if logits.is_cuda and not torch.compiler.is_compiling():
+        # Triton is loaded only where a GPU is: elsewhere its first import costs seconds.
+        from sidecar.tap import router_kernel  # noqa: PLC0415
+
+        router_kernel.record(values, experts, logits, chosen, shape.scoring)
+        return
     num_rows = logits.shape[0]
     signals, largest = gate_signals(logits, shape.num_chosen, shape.scoring)
     values[:, :num_rows] = signals

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.e2e.harness import MODEL
 
+NUM_LAYERS: Final = 3
 WINDOW: Final = 16  # tokens that a sliding-window layer of Gemma 3 sees
 
 _GAIN: Final = 1.5  # of every linear map: standard deviation of outputs over that of inputs
@@ -25,7 +26,7 @@ _COMMON: Final[dict[str, Any]] = {
     "vocab_size": 3072,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "max_position_embeddings": 1024,
@@ -62,7 +63,7 @@ def _gpt2() -> Any:
     return transformers.GPT2Config(
         vocab_size=3072,
         n_embd=64,
-        n_layer=3,
+        n_layer=NUM_LAYERS,
         n_head=2,
         n_positions=1024,
         bos_token_id=0,

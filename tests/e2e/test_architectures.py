@@ -7,11 +7,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pytest
 
-from tests.e2e.architectures import ARCHITECTURES, write_model
+from tests.e2e.architectures import ARCHITECTURES, NUM_LAYERS, write_model
 from tests.e2e.compare import absolute, from_reference, relative
 from tests.e2e.harness import Stack
 from tests.e2e.prompts import Prompts
-from tests.e2e.reference import rows_of
+from tests.e2e.reference import Rows, rows_of
 
 pytestmark = pytest.mark.e2e
 
@@ -20,11 +20,10 @@ ARGS: Final = ("--enforce-eager", "--max-num-batched-tokens", "128", "--max-num-
 
 
 class Served(NamedTuple):
-    """What one architecture was asked at once: each record with the tokens that were computed."""
+    """One server, and what it was asked at once: each record with the rows it must tell of."""
 
-    model: Path
     stack: Stack
-    requests: list[tuple[dict[str, Any], list[int]]]
+    requests: list[tuple[dict[str, Any], Rows]]
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -35,28 +34,29 @@ def served(request: pytest.FixtureRequest, folder: Path, prompts: Prompts) -> It
     stack = Stack(folder / name, dtype="float32", model=model, args=ARGS)
     try:
         stack.start()
-        yield Served(model, stack, _serve(stack, prompts.cut(LENGTHS, seed=5)))
+        yield Served(stack, _serve(stack, prompts.cut(LENGTHS, seed=5)))
     finally:
         stack.stop()
 
 
-def _serve(stack: Stack, prompts: list[list[int]]) -> list[tuple[dict[str, Any], list[int]]]:
+def _serve(stack: Stack, prompts: list[list[int]]) -> list[tuple[dict[str, Any], Rows]]:
     calls = [
         {"prompt": prompt, "max_tokens": 2 + number, "cache_salt": str(number)}
         for number, prompt in enumerate(prompts)
     ]
     answers = stack.complete_all(calls)
-    return [
-        (stack.record(done["id"]), prompt + done["tokens"][:-1])  # the last is never fed back
-        for prompt, done in zip(prompts, answers, strict=True)
-    ]
+    found = []
+    for prompt, done in zip(prompts, answers, strict=True):
+        computed = prompt + done["tokens"][:-1]  # the last token is never fed back
+        found.append((stack.record(done["id"]), rows_of(stack.model, computed)))
+    return found
 
 
 def every_row_is_measured(served: Served) -> None:
-    """Each token of each request has its row in each of the three layers."""
-    for record, tokens in served.requests:
-        rows = sum(np.array(each["rows"]) for each in record["populations"].values())
-        assert rows.tolist() == [len(tokens)] * 3
+    """Each token of each request has its row in every layer."""
+    for record, rows in served.requests:
+        counts = [each["rows"] for each in record["populations"].values()]
+        assert np.sum(counts, 0).tolist() == [len(rows.residual_rms)] * NUM_LAYERS
 
 
 def rms_is_right(served: Served) -> None:
@@ -91,8 +91,8 @@ def test_what_is_measured_is_right(served: Served, check: Callable[[Served], Non
 def _pairs(served: Served, signal: str) -> np.ndarray:
     return np.concatenate(
         [
-            from_reference(record, rows_of(served.model, tokens), signal, what)
-            for record, tokens in served.requests
+            from_reference(record, rows, signal, what)
+            for record, rows in served.requests
             for what in ("mean", "min", "max")
         ]
     )

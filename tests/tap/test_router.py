@@ -1,5 +1,9 @@
 """Gates: their signals against float64, and which rows are added up for whom."""
 
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +170,63 @@ def test_a_gate_that_fails_is_counted_and_the_host_goes_on(guard) -> None:
     attach_gate(gate(chooser)._replace(read=read), SHAPE, *buffers(), guard)
     assert len(chooser.choose(draw(5, NUM_EXPERTS))) == 2
     assert guard.errors == {"router": 1}
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[ModuleType]:
+    """The kernel in Triton's interpreter, which is chosen when it is decorated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield importlib.import_module("sidecar.tap.router_kernel")
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    ("num_experts", "k", "dtype"),
+    [(8, 2, torch.float32), (5, 1, torch.bfloat16), (60, 4, torch.float32), (3, 3, torch.float32)],
+)
+def test_the_kernel_is_the_same(num_experts, k, dtype, scoring, kernel) -> None:
+    """Signals and ids of the Triton kernel are those of the plain form, in rows of any stride."""
+    logits = draw(7, 2 * num_experts).to(dtype)[:, ::2]
+    values = torch.full((2, CAPACITY), torch.nan)
+    experts = torch.full((k, CAPACITY), -1, dtype=torch.int32)
+    signals, ids = gate_signals(logits, k, scoring)
+    kernel.record(values, experts, logits, None, scoring)
+    torch.testing.assert_close(values[:, :7], signals, atol=1e-6, rtol=1e-5)
+    if dtype == torch.float32:  # without ties, that is
+        assert torch.equal(experts[:, :7].T, ids.int())
+    kernel.record(values, experts, logits, ids.flip(-1), scoring)
+    assert torch.equal(experts[:, :7].T, ids.flip(-1).int())
+    assert values[:, 7:].isnan().all()
+    assert (experts[:, 7:] == -1).all()
+
+
+# The interpreter computes with numpy, which warns of what is no number.
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+def test_the_kernel_is_as_calm_at_the_extremes(kernel) -> None:
+    """Masked experts and scores of any size give finite signals; a NaN stays one."""
+    logits = torch.full((4, NUM_EXPERTS), -torch.inf)
+    logits[0, 3] = 0.0
+    logits[1] = -500.0
+    logits[2] = torch.tensor([-300.0, 0.0] + [-300.0] * (NUM_EXPERTS - 2))
+    logits[3] = torch.nan
+    values, experts = buffers()
+    experts = experts[:1]
+    with np.errstate(invalid="ignore"):
+        kernel.record(values, experts, logits, None, "softmax")
+    np.testing.assert_allclose(values[:, :3], [[0, 1, 0], [1, 0, 1]], atol=1e-6)
+    assert values[0, 3].isnan()
+    assert ((experts[:, :4] >= 0) & (experts[:, :4] < NUM_EXPERTS)).all()
+
+
+def test_the_kernel_writes_no_row_beyond_its_buffers(kernel) -> None:
+    """More rows than there is room for end at the last place, and harm nothing behind it."""
+    behind = torch.zeros(2, CAPACITY + 4)
+    experts = torch.zeros(NUM_CHOSEN, CAPACITY, dtype=torch.int32)
+    logits = draw(CAPACITY + 4, NUM_EXPERTS)
+    kernel.record(behind[:, :CAPACITY], experts, logits, None, "softmax")
+    assert behind[:, :CAPACITY].all()
+    assert not behind[:, CAPACITY:].any()
 
 
 class Gated(nn.Module):
