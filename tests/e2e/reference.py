@@ -60,6 +60,48 @@ def rows_of(model_path: Path, tokens: list[int]) -> Rows:
     return Rows(rms.T.numpy(), peak.T.numpy(), (1.0 - cosine).T.numpy())
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """Of the gates of one request: entropy and margin [T, L] in float64, experts [T, L, k]."""
+
+    gate_entropy: np.ndarray
+    topk_margin: np.ndarray
+    experts: np.ndarray
+
+
+@torch.no_grad()
+def decisions_of(model_path: Path, tokens: list[int]) -> Decisions:
+    """What the softmax gate of each layer made of each of `tokens`."""
+    model, logits = _gates(model_path)
+    logits.clear()
+    model(input_ids=torch.tensor([tokens]), use_cache=False)
+    gates = torch.stack(logits, 1).double().softmax(-1).numpy()  # [T, L, E]
+    k = model.config.num_experts_per_tok
+    ranked = np.sort(gates)[..., ::-1]
+    entropy = -(gates * np.log(gates)).sum(-1) / np.log(gates.shape[-1])
+    chosen = np.argsort(gates)[..., -k:]
+    return Decisions(entropy, ranked[..., k - 1] - ranked[..., k], chosen)
+
+
+@cache
+def _gates(model_path: Path) -> tuple[Any, list[torch.Tensor]]:
+    model, _ = _model(model_path)
+    logits: list[torch.Tensor] = []
+
+    def each(_module: Any, _args: Any, output: Any) -> None:
+        logits.append(output[0])
+
+    for layer in _layers(model):
+        layer.mlp.gate.register_forward_hook(each)
+    return model, logits
+
+
+def _layers(model: Any) -> Any:
+    """The decoder layers, by the name that the architecture has for them."""
+    base = model.base_model
+    return base.layers if hasattr(base, "layers") else base.h
+
+
 @cache
 def _model(model_path: Path) -> tuple[Any, list[torch.Tensor]]:
     model = AutoModelForCausalLM.from_pretrained(
@@ -73,7 +115,7 @@ def _model(model_path: Path) -> tuple[Any, list[torch.Tensor]]:
     def each(_module: Any, _args: Any, output: Any) -> None:
         streams.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = model.model.layers
+    layers = _layers(model)
     layers[0].register_forward_pre_hook(first, with_kwargs=True)
     for layer in layers:
         layer.register_forward_hook(each)

@@ -13,7 +13,8 @@ from typing import Any, Final
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap import probe_file, probes, projection, query, sites, stream
+from sidecar.tap import probe_file, probes, projection, query, router, sites, stream
+from sidecar.tap.vllm import router as gates
 from sidecar.wire.frame import SCHEMA
 
 KEY: Final = "llm_internals_fingerprint"
@@ -27,7 +28,15 @@ _SHAPING: Final = (
     "sketch_seed",
     "probe_file",
 )
-_TRACED: Final[tuple[ModuleType, ...]] = (probes, projection, query, sites, stream)
+_TRACED: Final[tuple[ModuleType, ...]] = (
+    probes,
+    projection,
+    query,
+    router,
+    sites,
+    stream,
+    gates,
+)
 
 
 def fingerprint(capacity: int, config: TapConfig) -> str:

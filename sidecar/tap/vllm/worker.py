@@ -31,6 +31,7 @@ from sidecar.tap.vllm import (
     projection,
     refusal,
     releases,
+    router,
     runner_v1,
     runner_v2,
 )
@@ -42,6 +43,7 @@ from sidecar.wire.frame import Source
 # What is measured beside the residual stream, by group of signals.
 _FITTERS: Final[dict[str, fitting.Fitter]] = {
     "attention": attention.fit,
+    "router": router.fit,
     "projection": projection.fit,
 }
 _PATCHED: Final = "_sidecar_patched"

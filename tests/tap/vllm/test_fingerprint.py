@@ -56,7 +56,7 @@ def test_it_stays_with_what_is_decided_outside_the_graph() -> None:
     assert fingerprint.fingerprint(128, other) == fingerprint.fingerprint(128, CONFIG)
 
 
-@pytest.mark.parametrize("module", ["stream", "probes", "sites"])
+@pytest.mark.parametrize("module", ["stream", "probes", "sites", "router", "gates"])
 def test_it_changes_with_every_traced_source(module, monkeypatch) -> None:
     """One changed line in what is traced, or in where, is another graph."""
     before = fingerprint.fingerprint(128, CONFIG)
