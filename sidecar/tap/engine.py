@@ -48,12 +48,13 @@ SIGNATURE_NS: Final = 1_000_000_000  # between two signatures of one long reques
 
 @dataclass
 class Step:
-    """A forward pass; `loan` is None when it was not measured, for the given cause.
+    """A forward pass over `batch`; `loan` is None when it was not measured, for the given cause.
 
     accepted: [n] draft tokens accepted of each request; None while that is not known.
     extras: what the row instruments made of the same pass.
     """
 
+    batch: Batch
     plan: Plan
     t_ns: int
     loan: Loan | None = None
@@ -146,6 +147,7 @@ class EngineTap:
         self.governor = governor or Governor(config, layer_ids, slab)
         self.step = 0
         self.plan: Plan | None = None
+        self.last_step: Step | None = None
         self._config = config
         self._engine = engine
         self._layer_ids = layer_ids
@@ -193,7 +195,7 @@ class EngineTap:
 
     def observe(self, batch: Batch) -> None:
         """Measure the forward pass that has just been launched. Step path."""
-        self.plan = None
+        self.plan = self.last_step = None
         if not self._is_armed or self._guard.disarmed:
             return
         if len(self._events) >= MAX_PENDING:
@@ -202,12 +204,12 @@ class EngineTap:
             # Nobody said which drafts were accepted: those rows are in doubt, so not counted.
             self.settle(np.zeros(len(self._undecided.plan.batch_slots), np.int64))
         plan = self._rows.plan(batch, self.roster.opted_out)
-        step = Step(plan, time.time_ns())
+        step = Step(batch, plan, time.time_ns())
         try:
             self._collect(step)
         finally:  # planned rows that could not be collected are lost, and must be counted
             self._events.append(step)
-            self.plan = plan
+            self.plan, self.last_step = plan, step
             if len(plan.drafts):
                 self._undecided = step
             self.step += 1
