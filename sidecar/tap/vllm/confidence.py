@@ -67,16 +67,16 @@ class _Listener:
         self._heard: Step | None = None
 
     def around(
-        self, logits: torch.Tensor, call: Callable[[], Any], *, is_overwritten: bool = False
+        self, logits: torch.Tensor, call: Callable[[], Any], *, overwrites_float32: bool = False
     ) -> Any:
         """Result of `call`, which samples from `logits`, [N, V], and may overwrite them."""
-        begun = self._guard.run(_GROUP, self._begin, logits, is_overwritten)
+        begun = self._guard.run(_GROUP, self._begin, logits, overwrites_float32)
         output = call()
         if begun is not None:
             self._guard.run(_GROUP, self._end, begun, output)
         return output
 
-    def _begin(self, logits: torch.Tensor, is_overwritten: bool) -> _Begun | None:
+    def _begin(self, logits: torch.Tensor, overwrites_float32: bool) -> _Begun | None:
         tap, step = self._tap, self._tap.last_step
         if step is None or step is self._heard:  # no step was observed that this call could end
             return None
@@ -90,6 +90,7 @@ class _Listener:
                 "in a way that has not been read; serve with an option less, or report it"
             )
             return None
+        is_overwritten = overwrites_float32 and logits.dtype == torch.float32
         kept = logits.clone() if is_overwritten else logits
         return _Begun(step, rows, kept, token_signals(logits))
 
@@ -108,9 +109,10 @@ def _wrap_v1(runner: Any, listener: _Listener) -> None:
     def sample(logits: Any, spec_decode_metadata: Any) -> Any:
         # V1 works on a float32 copy of the logits, which is no copy when they are float32; its
         # rejection sampler takes copies by index.
-        in_place = spec_decode_metadata is None and logits.dtype == torch.float32
         return listener.around(
-            logits, lambda: original(logits, spec_decode_metadata), is_overwritten=in_place
+            logits,
+            lambda: original(logits, spec_decode_metadata),
+            overwrites_float32=spec_decode_metadata is None,
         )
 
     runner._sample = sample

@@ -69,8 +69,6 @@ def _hear_aborts(aborts: "Aborts") -> None:
     except (ImportError, AttributeError) as error:
         _LOG.warning("sidecar: aborted requests are not told of", exc_info=error)
         return
-    if hasattr(original, _PATCHED):
-        return
 
     @functools.wraps(original)
     def abort_requests(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +78,6 @@ def _hear_aborts(aborts: "Aborts") -> None:
             aborts.add(aborted)
         return aborted
 
-    setattr(abort_requests, _PATCHED, True)
     OutputProcessor.abort_requests = abort_requests
 
 
