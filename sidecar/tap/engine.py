@@ -53,12 +53,13 @@ MAX_RUNNING: Final = 32  # long requests signed in one flush: some milliseconds 
 
 @dataclass
 class Step:
-    """A forward pass; `loan` is None when it was not measured, for the given cause.
+    """A forward pass over `batch`; `loan` is None when it was not measured, for the given cause.
 
     accepted: [n] draft tokens accepted of each request; None while that is not known.
     extras: what the row instruments made of the same pass.
     """
 
+    batch: Batch
     plan: Plan
     t_ns: int
     loan: Loan | None = None
@@ -154,6 +155,7 @@ class EngineTap:
         self.governor = governor or Governor(config, layer_ids, slab)
         self.step = -1
         self.plan: Plan | None = None
+        self.last_step: Step | None = None
         self._config = config
         self._engine = engine
         self._layer_ids = layer_ids
@@ -202,16 +204,16 @@ class EngineTap:
     def observe(self, batch: Batch) -> None:
         """Measure the forward pass that has just been launched. Step path."""
         self._settle_doubt()
-        self.plan = None
+        self.plan = self.last_step = None
         if not self._is_armed or self._disarmed or len(self._events) >= MAX_PENDING:
             return
         plan = self._rows.plan(batch, self.roster.opted_out)
-        step = Step(plan, time.time_ns())
+        step = Step(batch, plan, time.time_ns())
         self.step += 1
         try:
             self._collect(step)
         finally:  # planned rows that could not be collected are lost, and must be counted
-            self.plan = plan
+            self.plan, self.last_step = plan, step
             self._undecided = step if plan.has_drafts else None
             self._events.append(step)
 

@@ -120,3 +120,11 @@ def _model(model_path: Path) -> tuple[Any, list[torch.Tensor]]:
     for layer in layers:
         layer.register_forward_hook(each)
     return model, streams
+
+
+@torch.no_grad()
+def logits_of(model_path: Path, tokens: list[int]) -> np.ndarray:
+    """Logits after each of `tokens`, [T, V], in float64."""
+    model, streams = _model(model_path)
+    streams.clear()
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double().numpy()

@@ -1,16 +1,18 @@
 """Ordinary latency and token stats, from the front end's own stat-logger interface.
 
+Requests whose client hung up, of which vLLM makes no stats, are told of by their internal ids.
 Installed only beside the stat loggers that vLLM makes itself, so `--disable-log-stats` stays in
 force. `record` runs on the front end's event loop, where an exception would fail every request:
 it is guarded, appends to bounded queues, and does nothing else.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from vllm.v1.metrics import loggers
@@ -28,6 +30,7 @@ from sidecar.wire.frame import Body, Finished, Serving, Source, Status
 # Observations between two flushes; of more the oldest make way, and only the totals count them.
 # Twice as many with the longest ids would not fit a frame.
 MAX_QUEUED: Final = 2048
+MAX_ABORTED: Final = 4096  # likewise; of more the newest are only counted
 _PATCHED: Final = "_sidecar_patched"
 
 
@@ -36,18 +39,81 @@ def install() -> None:
     original = loggers.StatLoggerManager.__init__
     if hasattr(original, _PATCHED):
         return
+    aborts = Aborts()
 
     @functools.wraps(original)
     def init(manager: Any, *args: Any, **kwargs: Any) -> None:
         original(manager, *args, **kwargs)
         try:
             vllm_config = kwargs.get("vllm_config", args[0] if args else None)
-            manager.stat_loggers.append(SidecarStatLogger(vllm_config, manager.engine_indexes))
+            logger = SidecarStatLogger(vllm_config, manager.engine_indexes, aborts)
+            manager.stat_loggers.append(logger)
         except Exception as error:  # the front end must start, whatever happens to us
             _LOG.warning("sidecar: no request stats; serving goes on", exc_info=error)
 
     setattr(init, _PATCHED, True)
     loggers.StatLoggerManager.__init__ = init
+    _hear_aborts(aborts)
+
+
+def _hear_aborts(aborts: "Aborts") -> None:
+    """Tell `aborts` the internal ids of requests that the front end gives up, once each.
+
+    Those that had finished by then are not among the ids that `abort_requests` returns; the
+    children of one that asked for several samples are, told of by a call within the call.
+    """
+    try:
+        from vllm.v1.engine.output_processor import OutputProcessor  # noqa: PLC0415 - may be gone
+
+        original = OutputProcessor.abort_requests
+    except (ImportError, AttributeError) as error:
+        _LOG.warning("sidecar: aborted requests are not told of", exc_info=error)
+        return
+
+    @functools.wraps(original)
+    def abort_requests(*args: Any, **kwargs: Any) -> Any:
+        with aborts.call() as is_outermost:
+            aborted = original(*args, **kwargs)
+        if is_outermost:
+            aborts.add(aborted)
+        return aborted
+
+    OutputProcessor.abort_requests = abort_requests
+
+
+class Aborts:
+    """Internal ids of requests that were given up since the last flush; never raises.
+
+    Written by the event loop, drained by the pump.
+    """
+
+    def __init__(self) -> None:
+        self.num_cut = 0
+        self._ids: deque[str] = deque()
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[bool]:
+        """Around a call of `abort_requests`: whether no other is under way."""
+        self._depth += 1
+        try:
+            yield self._depth == 1
+        finally:
+            self._depth -= 1
+
+    def add(self, req_ids: Any) -> None:
+        """Take in what `abort_requests` returned; beyond the bound the ids are only counted."""
+        for req_id in req_ids if isinstance(req_ids, list) else []:
+            if len(self._ids) < MAX_ABORTED:
+                self._ids.append(str(req_id)[:MAX_TEXT])
+            else:
+                self.num_cut += 1
+
+    def drain(self) -> Iterator[list[str]]:
+        """The ids since the last call, in lists that fit a frame."""
+        ids = _drained(self._ids)
+        for start in range(0, len(ids), MAX_QUEUED):
+            yield ids[start : start + MAX_QUEUED]
 
 
 class EngineStats:
@@ -81,8 +147,8 @@ class EngineStats:
             self._totals["cached"] += stats.num_cached_tokens
             self._finished.append(_finished(stats))
 
-    def body(self) -> Serving:
-        """Totals so far, and the observations since the last call."""
+    def body(self, aborted: list[str] | None = None) -> Serving:
+        """Totals so far, the observations since the last call, and the ids in `aborted`."""
         return Serving(
             self._model_name,
             self._engine,
@@ -95,15 +161,22 @@ class EngineStats:
             self._kv_cache_usage,
             _drained(self._ttft),
             _drained(self._finished),
+            aborted or [],
         )
 
 
 class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc]  # vllm is untyped
-    """vLLM's stat-logger interface over `EngineStats`, one for each engine of this front end."""
+    """vLLM's stat-logger interface over `EngineStats`, one for each engine of this front end.
 
-    def __init__(self, vllm_config: Any, engine_indexes: list[int]) -> None:
+    aborts: the ids that the front end has given up.
+    """
+
+    def __init__(
+        self, vllm_config: Any, engine_indexes: list[int], aborts: Aborts | None = None
+    ) -> None:
         config = TapConfig.read(os.environ, options_of(vllm_config))
         self._guard = Guard(config.max_errors)
+        self._aborts = aborts or Aborts()
         self._model_name = model_name(vllm_config)
         self._engines = {i: EngineStats(self._model_name, i) for i in engine_indexes}
         rank = max(0, getattr(vllm_config.parallel_config, "_api_process_rank", 0))
@@ -133,13 +206,21 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
     def _bodies(self) -> Iterable[Body]:
         yield Status(
             "disarmed" if self._guard.disarmed else "live",
-            errors=dict(self._guard.errors),
+            errors=self._errors(),
             model_name=self._model_name,
             vllm_version=releases.installed_version(),
             tap_version=__version__,
         )
-        for stats in list(self._engines.values()):
+        engines = list(self._engines.values())
+        for stats in engines:
             yield stats.body()
+        # In frames of their own: that of the observations may be full.
+        for ids in self._aborts.drain():
+            yield engines[0].body(ids)
+
+    def _errors(self) -> dict[str, int]:
+        cut = self._aborts.num_cut
+        return dict(self._guard.errors) | ({"aborts_cut": cut} if cut else {})
 
 
 def _finished(stats: Any) -> Finished:

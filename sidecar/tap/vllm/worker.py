@@ -26,6 +26,8 @@ from sidecar.tap.slab import Slab
 from sidecar.tap.stream import attach_probe, rehearse
 from sidecar.tap.vllm import (
     attention,
+    confidence,
+    drafts,
     fingerprint,
     fitting,
     projection,
@@ -45,6 +47,7 @@ _FITTERS: Final[dict[str, fitting.Fitter]] = {
     "attention": attention.fit,
     "router": router.fit,
     "projection": projection.fit,
+    "confidence": confidence.fit,
 }
 _PATCHED: Final = "_sidecar_patched"
 _ROW_MARGIN: Final = 64  # sequence parallelism pads batches by less than this
@@ -171,6 +174,8 @@ class Seat:
             )
             observe = functools.partial(self._observe, tap)
             _runner_module(runner).wrap(runner, self._draft_counts, observe)
+            if self._vllm_config.speculative_config is not None:
+                drafts.wrap(runner, functools.partial(self._settle, tap))
             for seat in bench.seats:
                 seat(tap)
             tap.start()
@@ -215,6 +220,11 @@ class Seat:
         batch = self._guard.run("read", read)
         if batch is not None:
             self._guard.run("step", tap.observe, batch)
+
+    def _settle(self, tap: EngineTap, read: Callable[[], Ints]) -> None:
+        accepted = self._guard.run("drafts", read)
+        if accepted is not None:
+            self._guard.run("drafts", tap.settle, accepted)
 
     def _arm(self) -> None:
         if self._tap is not None:
@@ -303,11 +313,15 @@ def _capacity(vllm_config: Any) -> int:
 def _check_features(vllm_config: Any) -> None:
     """Raise TapRefused for what would put rows where they are not looked for."""
     parallel = vllm_config.parallel_config
+    speculates = vllm_config.speculative_config is not None
     refused = {
         # The batch then holds guesses of how far each request has come.
         "speculative decoding with asynchronous scheduling": (
-            vllm_config.speculative_config is not None
-            and bool(vllm_config.scheduler_config.async_scheduling)
+            speculates and bool(getattr(vllm_config.scheduler_config, "async_scheduling", False))
+        ),
+        # Stages before the last are never told which drafts were accepted.
+        "speculative decoding with pipeline parallelism": (
+            speculates and getattr(parallel, "pipeline_parallel_size", 1) > 1
         ),
         "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,

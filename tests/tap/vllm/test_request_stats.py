@@ -219,8 +219,10 @@ class TheirLogger:
 @pytest.fixture
 def manager_class(request_stats, monkeypatch):
     """vLLM's StatLoggerManager, without its Prometheus logger; what is patched is put back."""
+    from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.metrics import loggers
 
+    monkeypatch.setattr(OutputProcessor, "abort_requests", OutputProcessor.abort_requests)
     monkeypatch.setattr(loggers, "PrometheusStatLogger", lambda *_: TheirLogger(None))
     monkeypatch.setattr(loggers.StatLoggerManager, "__init__", loggers.StatLoggerManager.__init__)
     return loggers.StatLoggerManager
@@ -285,3 +287,111 @@ def test_no_entry_point_switches_stats_on() -> None:
     assert set(groups) == {"vllm.general_plugins"}
     registered = importlib.metadata.entry_points(group="vllm.stat_logger_plugins")
     assert not [entry for entry in registered if entry.value.startswith("sidecar")]
+
+
+@pytest.fixture
+def processor(manager_class):
+    """vLLM's own OutputProcessor; `manager_class` puts back what is patched of it."""
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    return OutputProcessor(None, log_stats=False)
+
+
+def served(processor, *names: str, parent: str = "") -> None:
+    """Requests under way, by their internal ids; the external one is `client` for all."""
+    for name in names:
+        processor.request_states[name] = SimpleNamespace(
+            external_req_id="client", lora_name=None, queue=None, is_prefilling=False, prompt_len=1
+        )
+        processor.external_req_ids["client"].append(name)
+    if parent:
+        processor.parent_requests[parent] = SimpleNamespace(child_requests=set(names))
+
+
+def aborted(tap_on) -> list[str]:
+    """Ids of the next frame that holds any."""
+    return sorted(tap_on.wait_for(lambda f: is_serving(f) and f.body.aborted).body.aborted)
+
+
+def test_requests_that_a_client_gave_up_are_told_of(
+    request_stats, manager_class, processor, tap_on
+) -> None:
+    """By internal id, however they were named; those that had finished are not among them."""
+    request_stats.install()
+    managed(manager_class)
+    served(processor, "a-0", "b-0", "c-0", "d-0")
+    processor.request_states.pop("d-0")  # it has finished
+    assert processor.abort_requests(["a-0", "d-0", "unknown"], internal=True) == ["a-0"]
+    assert aborted(tap_on) == ["a-0"]
+    assert processor.abort_requests(["client"], internal=False) == ["b-0", "c-0"]
+    assert aborted(tap_on) == ["b-0", "c-0"]
+
+
+def test_each_child_of_a_request_is_told_of_once(
+    request_stats, manager_class, processor, tap_on
+) -> None:
+    """vLLM aborts the children by a call within the call."""
+    request_stats.install()
+    managed(manager_class)
+    served(processor, "0_p", "1_p", "2_p", parent="p")
+    assert sorted(processor.abort_requests(["p"], internal=True)) == ["0_p", "1_p", "2_p"]
+    assert aborted(tap_on) == ["0_p", "1_p", "2_p"]
+
+
+def test_an_abort_that_fails_is_vllms_own(request_stats, manager_class, processor, tap_on) -> None:
+    """Its exception passes, and the next abort is told of."""
+    request_stats.install()
+    managed(manager_class)
+    served(processor, "a-0")
+    with pytest.raises(TypeError):
+        processor.abort_requests(None, internal=True)
+    processor.abort_requests(["a-0"], internal=True)
+    assert aborted(tap_on) == ["a-0"]
+
+
+def test_aborts_are_bounded_and_the_rest_is_counted(request_stats, tap_on) -> None:
+    """Between two flushes so many are kept, in frames that fit; the status counts the others."""
+    aborts = request_stats.Aborts()
+    most = request_stats.MAX_ABORTED
+    aborts.add([f"{number:05}" + "x" * 5000 for number in range(most + 7)])
+    assert aborts.num_cut == 7
+    stats = request_stats.EngineStats("toy" * 80, 0)
+    lists = list(aborts.drain())
+    assert sum(map(len, lists)) == most
+    for ids in lists:
+        data = pack(Frame(Header("b" * 16, Source("frontend"), 1, 1, 0, 0), stats.body(ids)))
+        assert len(data) < MAX_BYTES
+        assert unpack(data).body.aborted == [text[:256] for text in ids]
+    assert list(aborts.drain()) == []
+
+    config = vllm_config(parallel_config={"_api_process_rank": 0})
+    request_stats.SidecarStatLogger(config, [0], aborts)
+    cut = tap_on.wait_for(lambda f: isinstance(f.body, Status) and f.body.errors).body
+    assert cut.errors == {"aborts_cut": 7}
+    assert cut.state == "live"
+
+
+@pytest.mark.parametrize("result", [None, "text", [1, 2], {"a": 1}])
+def test_whatever_an_abort_returns_harms_nothing(request_stats, result) -> None:
+    """A release that returns something else has its aborts unheard."""
+    aborts = request_stats.Aborts()
+    aborts.add(result)
+    assert [i for ids in aborts.drain() for i in ids] == (["1", "2"] if result == [1, 2] else [])
+
+
+def test_a_front_end_without_an_abort_of_that_name_starts(
+    request_stats, manager_class, processor, tap_on, monkeypatch, caplog
+) -> None:
+    """Stats go on; the log says what is missing."""
+    monkeypatch.delattr(type(processor), "abort_requests")
+    request_stats.install()
+    assert ours(request_stats, managed(manager_class))[-1]
+    assert "aborted requests are not told of" in caplog.text
+
+
+def test_installing_twice_hears_each_abort_once(request_stats, manager_class, processor) -> None:
+    """`register` runs several times in a process."""
+    request_stats.install()
+    patched = type(processor).abort_requests
+    request_stats.install()
+    assert type(processor).abort_requests is patched

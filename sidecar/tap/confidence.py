@@ -1,0 +1,216 @@
+"""How sure the model is of each generated token: entropy, top probability, margin, surprisal.
+
+All of the model's own distribution, the logits as the sampler receives them: before temperature,
+penalties, top-k and top-p, after a grammar's mask, whatever the request asks for. Plain torch in
+float32; scratch space is bounded by going over a few rows at a time. On the step path nothing
+waits: the values stay on the device until the ring brings them.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sidecar.tap.engine import EngineTap, Step
+from sidecar.tap.ring import Loan, Ring, Upload
+from sidecar.tap.roster import Roster
+from sidecar.tap.rows import Batch, Ints
+from sidecar.tap.tally import Tally
+from sidecar.wire.frame import Table
+from sidecar.wire.signals import GROUPS
+
+# Logits at a time: three float32 copies of so many are 100 MB, less than what a sampler of vLLM
+# takes itself for a full batch, which its memory profile counts.
+CHUNK_LOGITS: Final = 1 << 23
+
+_GROUP: Final = "confidence"
+_NUM_SIGNALS: Final = len(GROUPS[_GROUP].signals)
+
+
+class TokenSignals(NamedTuple):
+    """Of each row of logits, [N] float32 on their device; non-finite where a row has no maximum.
+
+    entropy: -sum p log p, nats. top1_probability: max p. top1_margin: max p less the second.
+    top_logit: the largest. log_total: log sum exp(x - top_logit); with it the logsumexp.
+    """
+
+    entropy: torch.Tensor
+    top1_probability: torch.Tensor
+    top1_margin: torch.Tensor
+    top_logit: torch.Tensor
+    log_total: torch.Tensor
+
+    def with_surprisal(self, chosen: torch.Tensor) -> torch.Tensor:
+        """[N, S] in wire order, given the logits [N] of the chosen tokens.
+
+        The surprisal is -log p of the chosen token, nats. Differences of logits come first: a
+        logsumexp of large logits has lost the digits that a surprisal needs.
+        """
+        surprisal = (self.top_logit - chosen.float()) + self.log_total
+        columns = [self.entropy, self.top1_probability, self.top1_margin, surprisal]
+        return torch.stack([*columns, self.top_logit + self.log_total], -1)
+
+
+def token_signals(logits: torch.Tensor) -> TokenSignals:
+    """Signals of the distribution that each row of `logits`, [N, V], any float type, stands for.
+
+    A logit of -inf is a token of probability 0 and adds nothing. A row of nothing else, or with a
+    NaN, has no distribution, and its values are not finite. V is at least 2.
+    """
+    num_rows = max(1, CHUNK_LOGITS // logits.shape[-1])
+    parts = [_signals(part) for part in torch.split(logits, num_rows)]
+    return TokenSignals(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _signals(logits: torch.Tensor) -> TokenSignals:
+    values = logits.float()
+    top, place = values.max(-1, keepdim=True)
+    shifted = values - top
+    weights = shifted.exp()
+    total = weights.sum(-1)
+    log_total = total.log()
+    # entr(w) = -w log w and 0 at 0; with p = w / total, H = log total + sum entr(w) / total.
+    entropy = log_total + torch.special.entr(weights).sum(-1) / total
+    second = shifted.scatter_(-1, place, -torch.inf).amax(-1)
+    margin = -torch.expm1(second) / total
+    return TokenSignals(entropy, total.reciprocal(), margin, top.squeeze(-1), log_total)
+
+
+class LogitRows(NamedTuple):
+    """Which row of logits is whose: one for each request in batch order, one more per draft.
+
+    owners: [N] place in the batch. drafts: [N] how many drafts of the request stand before it.
+    """
+
+    owners: Ints
+    drafts: Ints
+
+    @classmethod
+    def of(cls, batch: Batch) -> "LogitRows":
+        """Those of the step that computed `batch`."""
+        num_requests = len(batch.req_ids)
+        if not len(batch.drafts):
+            return cls(np.arange(num_requests), np.zeros(num_requests, np.int64))
+        counts = 1 + batch.drafts
+        owners = np.repeat(np.arange(num_requests), counts)
+        return cls(owners, np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners])
+
+
+@dataclass
+class Tokens:
+    """The rows of one step on their way to the host, and whose they are.
+
+    step: the forward pass that they end; says which drafts were accepted.
+    slots, cells: [n] request slot and place of the adapter, by place in the batch.
+    counts: [n] whether the request's rows may count: its prefill is done, it did not opt out.
+    """
+
+    loan: Loan
+    step: Step
+    rows: LogitRows
+    slots: Ints
+    cells: Ints
+    counts: NDArray[np.bool_]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the values are here, and it is known which rows led to a token."""
+        if self.step.accepted is None and self.rows.drafts.any():
+            return False
+        return self.loan.is_ready
+
+    def counted(self) -> NDArray[np.bool_]:
+        """[N] rows whose token was generated: all but those after a rejected draft."""
+        mine: NDArray[np.bool_] = self.counts[self.rows.owners]
+        if self.step.accepted is not None:
+            mine &= self.rows.drafts <= self.step.accepted[self.rows.owners]
+        return mine
+
+
+class Confidence:
+    """The sampler: running totals by adapter, and an account per request.
+
+    adapters: labels, in the order of `Roster.adapters`. max_rows: rows of logits in a step at most.
+    """
+
+    def __init__(self, adapters: Sequence[str], max_rows: int, device: torch.device) -> None:
+        self._values = torch.zeros(max_rows, _NUM_SIGNALS, device=device)
+        self._ring = Ring({"values": self._values}, device)
+        self._places = Upload(max_rows, device)
+        self._totals = Tally(_GROUP, [adapters])
+        self._requests = Tally(_GROUP, [adapters])
+        self._known: tuple[Ints, Ints] | None = None
+
+    def chosen(self, rows: LogitRows, sampled: torch.Tensor) -> torch.Tensor:
+        """The token that each row of logits led to, [N]; of rejected rows any. Step path.
+
+        sampled: [n, 1], or [n, 1 + drafts] with -1 where there is none.
+        """
+        width = sampled.shape[-1]
+        if width == 1:
+            return sampled[:, 0].long()
+        # Clamped: an index too large would kill a GPU's engine.
+        places = np.minimum(width * rows.owners + rows.drafts, sampled.numel() - 1)
+        return sampled.flatten().index_select(0, self._places.put(places)).long()
+
+    def collect(self, tap: EngineTap, step: Step, rows: LogitRows, values: torch.Tensor) -> None:
+        """Send the values, [N, S], of the last step of `tap`. Step path.
+
+        Nothing is sent when the pump has not given its memory back: those tokens are not counted.
+        """
+        loan = self._ring.take()
+        if loan is None:
+            return
+        try:
+            sent = self._values[: len(values)].copy_(values)
+            self._ring.send(loan, {"values": sent})
+            slots = step.plan.batch_slots
+            cells = self._cells(tap.roster, step.batch.req_ids, slots)
+            counts = _counts(step.batch, tap.roster.opted_out)
+        except BaseException:
+            self._ring.give_back(loan)
+            raise
+        tap.submit(self, Tokens(loan, step, rows, slots, cells, counts))
+
+    def account(self, pending: Tokens) -> None:
+        """Add up the rows that led to a token, and free the memory."""
+        try:
+            counted = pending.counted()
+            values = pending.loan.read("values", len(counted))[counted]
+            owners = pending.rows.owners[counted]
+            cells = pending.cells[owners]
+            self._totals.add(np.zeros_like(owners), cells, values)
+            self._requests.add(pending.slots[owners], cells, values)
+        finally:
+            self._ring.give_back(pending.loan)
+
+    def totals(self) -> Iterable[Table]:
+        """Running totals by adapter; extremes since the last call."""
+        yield self._totals.table()
+        self._totals.forget_extremes()
+
+    def of_request(self, slot: int) -> Iterable[Table]:
+        """What was measured of one request, in the cell of its adapter."""
+        if self._requests.has_rows(slot):
+            yield self._requests.table(slot, last=True)
+
+    def clear(self, slot: int) -> None:
+        """The request in `slot` is over."""
+        self._requests.clear(slot)
+
+    def _cells(self, roster: Roster, req_ids: list[str], slots: Ints) -> Ints:
+        # A steady batch has its slots in one and the same array, step after step.
+        if self._known is None or self._known[0] is not slots:
+            cells = np.fromiter(map(roster.adapter_index, req_ids), np.int64, len(req_ids))
+            self._known = (slots, cells)
+        return self._known[1]
+
+
+def _counts(batch: Batch, opted_out: Collection[str]) -> NDArray[np.bool_]:
+    counts = ~batch.partial if len(batch.partial) else np.ones(len(batch.req_ids), bool)
+    if opted_out:
+        counts &= [req not in opted_out for req in batch.req_ids]
+    return counts
