@@ -20,6 +20,7 @@ from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instrument, Pending, RowInstrument, Sampler
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
+from sidecar.tap.meter import Meter
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.orders import Orders
 from sidecar.tap.pump import Pump, Work
@@ -28,6 +29,7 @@ from sidecar.tap.roster import Entry, Roster
 from sidecar.tap.rows import Batch, Ints, Plan, RowMap
 from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.channel import Sender
+from sidecar.wire.fields import MAX_LONG_TEXT
 from sidecar.wire.frame import (
     MAX_BYTES,
     Body,
@@ -143,7 +145,8 @@ class EngineTap:
         governor: Governor | None = None,
     ) -> None:
         self.roster = Roster(config.adapters, allow_opt_out=config.allow_opt_out)
-        self.governor = governor or Governor(config, layer_ids, slab)
+        meter = Meter(guard, slab.rows.device)
+        self.governor = governor or Governor(config, layer_ids, slab, meter)
         self.step = 0
         self.plan: Plan | None = None
         self._config = config
@@ -189,6 +192,7 @@ class EngineTap:
         pulses = self._slab.pulses()
         if was_warmed_up or any(pulses):
             self._liveness.update(pulses)
+        self._guard.run("govern", self.governor.begin)
         self._is_armed = True
 
     def observe(self, batch: Batch) -> None:
@@ -252,6 +256,7 @@ class EngineTap:
         while self._events and self._events[0].is_ready:
             match self._events.popleft():
                 case Step() as step:
+                    self.governor.passed(step.t_ns)
                     self._account(step)
                 case Reading(sampler, pending):
                     sampler.account(pending)
@@ -344,7 +349,8 @@ class EngineTap:
                 self._signatures.append(signed)
 
     def _bodies(self) -> Iterator[Body]:
-        self.governor.govern()
+        if self._is_armed:  # while graphs are captured, nobody may ask the device anything
+            self._guard.run_aside("govern", self.governor.govern)
         yield self._status()
         yield self._ledger.layers()
         yield from self._totals()
@@ -383,12 +389,15 @@ class EngineTap:
 
     def _status(self) -> Status:
         verdict = self._verdict()
-        status = self._engine.status(
-            verdict.state, verdict.reason, verdict.detail, self._guard.errors
-        )
+        errors = dict(self._guard.errors)
+        if self.governor.num_refused:  # mistakes of the operator's, which disarm nothing
+            errors["control"] = self.governor.num_refused
+        status = self._engine.status(verdict.state, verdict.reason, verdict.detail, errors)
         status.num_layers = len(self._layer_ids)
         status.dead_layers = verdict.dead_layers
         status.absent = dict(self._instruments.absent)
+        if refusal := self.governor.refusal:
+            status.absent["control"] = refusal[:MAX_LONG_TEXT]
         status.shed_level = self.orders.shed_level
         status.cost_share = self.governor.cost_share
         status.control = self.orders.revision
