@@ -31,9 +31,10 @@ class Guard:
     host_ns: time that our calls have kept the engine's thread.
     """
 
-    def __init__(self, max_errors: int) -> None:
+    def __init__(self, max_errors: int, clock_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self.errors: dict[str, int] = {}
         self.host_ns = 0
+        self._clock_ns = clock_ns
         self._max_errors = max_errors
         self._stopwatch: Stopwatch | None = None
 
@@ -45,12 +46,12 @@ class Guard:
         self, site: str, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R | None:
         """Result of `call` on the engine's thread, or None when it raised or is disarmed."""
-        before, began = self.host_ns, time.perf_counter_ns()
+        before, began = self.host_ns, self._clock_ns()
         try:
             return self.run_aside(site, self._timed, call, *args, **kwargs)
         finally:
             # Not an addition: a call within this one has added its part already.
-            self.host_ns = before + time.perf_counter_ns() - began
+            self.host_ns = before + self._clock_ns() - began
 
     def run_aside(
         self, site: str, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
