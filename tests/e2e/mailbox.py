@@ -21,7 +21,6 @@ class Mailbox:
         self.status: Status | None = None
         self.layers: Layers | None = None
         self.req_ids: list[str] = []
-        self.highest_level = 0
         self._receiver = Receiver(path)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, name="mailbox")
@@ -70,7 +69,6 @@ class Mailbox:
             match frame.body:
                 case Status() as status:
                     self.status = status
-                    self.highest_level = max(self.highest_level, status.shed_level)
                 case Layers() as layers:
                     self.layers = layers
                 case Requests() as told:

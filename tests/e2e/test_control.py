@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.tap.budget import LEVELS
 from tests.e2e.harness import ROOT, Stack, wait_for
 from tests.e2e.mailbox import Mailbox, reading
 from tests.e2e.prompts import Prompts
@@ -62,7 +63,7 @@ class Steered:
     def compilations(self) -> int:
         """Lines in which vLLM's log speaks of compiling."""
         log = (self.stack.folder / "vllm.log").read_text()
-        return sum("ompil" in line or "recompil" in line for line in log.splitlines())
+        return sum("ompil" in line for line in log.splitlines())
 
 
 def steered(stack: Stack) -> Iterator[Steered]:
@@ -180,7 +181,7 @@ def test_a_tap_over_its_budget_sheds_and_serves_on(thrifty: Steered, prompt: lis
     def worn_out() -> bool:
         assert thrifty.serve(prompt)["tokens"] == plain
         status = thrifty.mailbox.status
-        return status is not None and status.shed_level == 8
+        return status is not None and status.shed_level == len(LEVELS) - 1
 
     wait_for(worn_out, "the highest level", 60)
     status, before = thrifty.mailbox.status, thrifty.mailbox.coverage()
@@ -189,7 +190,7 @@ def test_a_tap_over_its_budget_sheds_and_serves_on(thrifty: Steered, prompt: lis
     assert status.state == "live"
     grown = thrifty.grown(prompt)
     after = thrifty.mailbox.coverage()
-    assert set(grown) <= {0, LAST, NUM_LAYERS // 2}
+    assert set(grown) <= {0, LAST}  # of four layers, a quarter with its ends is two
     assert after.shed > before.shed
     assert sum(grown.values()) <= len(grown) * (NUM_ROWS - (after.shed - before.shed))
     assert after.lost == 0

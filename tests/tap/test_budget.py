@@ -175,34 +175,44 @@ def test_an_idle_engine_changes_nothing() -> None:
     assert (budget.level, budget.share) == (0, 0.0)
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.floats(0.05, 30.0),  # seconds that pass
-            st.floats(0.0, 1.5),  # how busy the engine was: more than 1 when drained late
-            st.sampled_from([0.0, 0.004, 0.006, 0.011, 0.5]),  # what we took of it
-        ),
-        min_size=50,
-        max_size=400,
-    )
+def test_what_proves_too_dear_at_once_waits_for_its_minute() -> None:
+    """A fall that was a mistake is put right a minute later, and no sooner."""
+    engine = Engine(Budget(LIMIT), [2 * LIMIT])
+    engine.run(10)
+    engine.shares = [0.0]
+    engine.run(60)
+    engine.shares = [9 * LIMIT]
+    engine.run(80)
+    assert engine.changes == [(1010.0, 1), (1070.0, -1), (1130.0, 1), (1140.0, 1), (1150.0, 1)]
+
+
+SPELLS = st.tuples(
+    st.integers(1, 12),  # flushes
+    st.floats(1.0, 20.0),  # seconds between them
+    st.floats(0.0, 1.5),  # how busy the engine was: more than 1 when drained late
+    st.sampled_from([0.0, 0.004, 0.006, 0.011, 0.5]),  # what we took of it
 )
+
+
+@given(st.lists(SPELLS, min_size=10, max_size=60))
 def test_the_direction_changes_once_a_minute_at_most(
-    flushes: list[tuple[float, float, float]],
+    spells: list[tuple[int, float, float, float]],
 ) -> None:
     """Whatever is measured, between a rise and the next fall, and back, lies a minute."""
     budget, now = Budget(LIMIT), 0.0
     changes: list[tuple[float, int]] = []
-    for seconds, busy, share in flushes:
-        now += seconds
-        before = budget.level
-        budget.update(now, busy * seconds, share * busy * seconds)
-        step = budget.level - before
-        assert step in (-1, 0, 1)
-        assert 0 <= budget.level <= TOP
-        if step and changes and changes[-1][1] != step:
-            assert now - changes[-1][0] >= MINUTE
-        if step:
-            changes.append((now, step))
+    for num_flushes, seconds, busy, share in spells:
+        for _ in range(num_flushes):
+            now += seconds
+            before = budget.level
+            budget.update(now, busy * seconds, share * busy * seconds)
+            step = budget.level - before
+            assert step in (-1, 0, 1)
+            assert 0 <= budget.level <= TOP
+            if step and changes and changes[-1][1] != step:
+                assert now - changes[-1][0] >= MINUTE
+            if step:
+                changes.append((now, step))
 
 
 def passes(*gaps: float) -> list[int]:
@@ -237,6 +247,10 @@ def test_the_usual_gap_follows_the_load() -> None:
 
 def test_a_clock_set_back_is_no_work() -> None:
     """Nor an error, nor a negative time."""
+    busy = BusyTime()
+    times = [3600 * SECOND + time for time in passes(*[0.01] * 100)]
+    assert busy.add(times) == pytest.approx(1.0)
+    assert busy.add(passes(*[0.01] * 10)) == pytest.approx(0.1)
     assert BusyTime().add([10 * SECOND, 5 * SECOND]) == 0.0
     assert BusyTime().add([]) == 0.0
     assert BusyTime().add([5]) == 0.0

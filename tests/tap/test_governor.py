@@ -156,9 +156,13 @@ def test_choices_of_layers_do_not_pile_up(governed) -> None:
         layers = [LAYER_IDS[i] for i in range(8) if number >> i & 1] or [LAYER_IDS[8]]
         governed.ask(layers=layers)
         assert governed.layers == layers
-    kept = governed.governor._selections
-    assert len(kept) == 64
-    assert list(kept.values())[-1] is governed.orders.selection
+    assert len(governed.governor._selections) == 64
+    oldest = next(iter(governed.governor._selections.values()))
+    governed.ask(layers=[LAYER_IDS[i] for i in oldest.places])
+    assert governed.orders.selection is oldest
+    governed.ask(layers=[LAYER_IDS[8], LAYER_IDS[7]])  # one more than are kept
+    governed.ask(layers=[LAYER_IDS[i] for i in oldest.places])
+    assert governed.orders.selection is oldest
 
 
 def test_the_levels_shed_what_their_table_says(governed) -> None:
@@ -188,6 +192,10 @@ def test_the_budget_cuts_what_the_operator_left(governed) -> None:
     assert governed.orders.steps_every == 48
     assert governed.orders.attention_every == 0
     assert not governed.orders.is_on
+    governed.ask(layers=[21, 22, 23])
+    assert governed.layers == [21, 23]
+    governed.ask(layers=[22])
+    assert governed.layers == [22]
 
 
 @pytest.mark.parametrize("part", ["host", "pump", "device"])
