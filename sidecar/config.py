@@ -21,6 +21,7 @@ METRICS_PORT: Final = 9478
 API_PORT: Final = 9479
 RUN_DIR: Final = Path("/run/llm-internals")
 SOCKET_NAME: Final = "ingest.sock"
+CONTROL_NAME: Final = "control.json"
 # A Kubernetes Service named `sidecar` puts such names into every pod beside it.
 _OF_KUBERNETES: Final = re.compile(
     r"^SIDECAR_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$"
@@ -105,6 +106,11 @@ class TapConfig(Shared):
     budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     allow_opt_out: bool = False
     control_file: Path | None = None
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control of the running tap is looked for."""
+        return self.control_file or self.socket.with_name(CONTROL_NAME)
 
     @classmethod
     def read(cls, environ: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> Self:

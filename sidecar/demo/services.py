@@ -63,6 +63,8 @@ def _vllm_environment(options: Options, run_dir: Path, compiler: str | None) -> 
     return {
         "SIDECAR_TAP": "1",
         "SIDECAR_SOCKET": str(run_dir / SOCKET_NAME),
+        # A step of a toy model is shorter than what the tap adds to it: all would be shed.
+        "SIDECAR_BUDGET_SHARE": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, the smallest it takes
         "VLLM_CACHE_ROOT": str(options.cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(options.cache / "inductor"),

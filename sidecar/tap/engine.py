@@ -21,6 +21,7 @@ from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instrument, Pending, RowInstrument, Sampler
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
+from sidecar.tap.meter import Meter
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.orders import Orders
 from sidecar.tap.pump import Pump, Work
@@ -28,7 +29,9 @@ from sidecar.tap.ring import Loan
 from sidecar.tap.roster import Entry, Roster
 from sidecar.tap.rows import Batch, Ints, Plan, RowMap
 from sidecar.tap.slab import Selection, Slab
+from sidecar.tap.tally import Tally
 from sidecar.wire.channel import Sender
+from sidecar.wire.fields import MAX_LONG_TEXT
 from sidecar.wire.frame import (
     MAX_BYTES,
     MAX_TABLES,
@@ -152,7 +155,8 @@ class EngineTap:
         governor: Governor | None = None,
     ) -> None:
         self.roster = Roster(config.adapters, allow_opt_out=config.allow_opt_out)
-        self.governor = governor or Governor(config, layer_ids, slab)
+        meter = Meter(guard, slab.rows.device)
+        self.governor = governor or Governor(config, layer_ids, slab, meter)
         self.step = -1
         self.plan: Plan | None = None
         self.last_step: Step | None = None
@@ -163,6 +167,7 @@ class EngineTap:
         self._guard = guard
         self._rows = RowMap(2 * max_requests)
         self._ledger = Ledger(layer_ids, self._rows.capacity)
+        self._census = Tally("requests", [self.roster.adapters])
         self._liveness = Liveness(layer_ids)
         self._instruments = instruments or Instruments(
             Layout(signature.evenly(layer_ids, config.signature_layers))
@@ -186,6 +191,11 @@ class EngineTap:
         """Whether the last forward pass observed is one to measure."""
         return self.plan is not None and self.orders.measures(self.step)
 
+    @property
+    def measures_next(self) -> bool:
+        """Whether the next forward pass will be one to measure."""
+        return self._is_armed and not self._disarmed and self.orders.measures(self.step + 1)
+
     def start(self) -> None:
         """Begin to report; nothing is measured before `arm`."""
         self._pump.start()
@@ -199,6 +209,7 @@ class EngineTap:
         pulses = self._slab.pulses()
         if pulses and (was_warmed_up or any(pulses)):
             self._liveness.update(pulses)
+        self._guard.run("govern", self.governor.begin)
         self._is_armed = True
 
     def observe(self, batch: Batch) -> None:
@@ -277,9 +288,10 @@ class EngineTap:
         while self._events and self._events[0].is_ready:
             match self._events.popleft():
                 case Step() as step:
+                    self.governor.passed(step.t_ns)
                     self._account(step)
                 case Reading(sampler, pending):
-                    self._guard.run(_site(sampler), sampler.account, pending)
+                    self._guard.run_aside(_site(sampler), sampler.account, pending)
                 case Ended() as ended:
                     self._end(ended)
 
@@ -289,7 +301,7 @@ class EngineTap:
             self._add(step)
         finally:
             for instrument, pending in step.extras:
-                self._guard.run(_site(instrument), instrument.account, pending, step.plan, kept)
+                self._guard.run_aside(_site(instrument), instrument.account, pending, step.plan, kept)
 
     def _add(self, step: Step) -> None:
         plan, selection = step.plan, step.selection
@@ -316,6 +328,7 @@ class EngineTap:
         request = self._ledger.finish(ended.req_id, slot, is_out=entry.is_out)
         try:
             if request is not None and self._layer_ids and not entry.is_out:
+                self._count(entry)
                 self._complete(request, slot, entry)
                 if self._config.signatures:
                     signed = self._sign(request, slot, num_generated, is_final=True)
@@ -325,7 +338,11 @@ class EngineTap:
         finally:
             self._signed_ns.pop(slot, None)
             for instrument in self._instruments.all:
-                self._guard.run(_site(instrument), instrument.clear, slot)
+                self._guard.run_aside(_site(instrument), instrument.clear, slot)
+
+    def _count(self, entry: Entry) -> None:
+        adapter = np.array([self.roster.adapters.index(entry.adapter)])
+        self._census.add(np.zeros(1, np.int64), adapter, np.zeros((1, 0)))
 
     def _complete(self, request: Request, slot: int, entry: Entry) -> None:
         request.adapter = entry.adapter
@@ -336,7 +353,7 @@ class EngineTap:
     def _tables(
         self, instrument: Instrument, read: Callable[[Instrument], Iterable[Table]]
     ) -> list[Table]:
-        return self._guard.run(_site(instrument), lambda: list(read(instrument))) or []
+        return self._guard.run_aside(_site(instrument), lambda: list(read(instrument))) or []
 
     def _sign(
         self, request: Request, slot: int, num_generated: int, *, is_final: bool
@@ -373,10 +390,12 @@ class EngineTap:
                 self._signatures.append(signed)
 
     def _bodies(self) -> Iterator[Body]:
-        self._guard.run("govern", self.governor.govern)
+        if self._is_armed:  # while graphs are captured, nobody may ask the device anything
+            self._guard.run_aside("govern", self.governor.govern)
         yield self._status()
         if self._layer_ids:
             yield self._ledger.layers()
+            yield Totals([self._census.table()])
         yield from self._totals()
         if self._layer_ids:
             yield from self._of_requests()
@@ -416,12 +435,15 @@ class EngineTap:
 
     def _status(self) -> Status:
         verdict = self._verdict()
-        status = self._engine.status(
-            verdict.state, verdict.reason, verdict.detail, self._guard.errors
-        )
+        errors = dict(self._guard.errors)
+        if self.governor.num_refused:  # mistakes of the operator's, which disarm nothing
+            errors["control"] = self.governor.num_refused
+        status = self._engine.status(verdict.state, verdict.reason, verdict.detail, errors)
         status.num_layers = len(self._layer_ids)
         status.dead_layers = verdict.dead_layers
         status.absent = self._absent()
+        if refusal := self.governor.refusal:
+            status.absent["control"] = refusal[:MAX_LONG_TEXT]
         status.shed_level = self.orders.shed_level
         status.cost_share = self.governor.cost_share
         status.control = self.orders.revision

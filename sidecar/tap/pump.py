@@ -62,15 +62,15 @@ class Pump:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        self._guard.run("pump", self._sender.open)
+        self._guard.run_aside("pump", self._sender.open)
         flush_at = time.monotonic() + min(CONNECT_SECONDS, self._flush_seconds)
         while not self._stopping.wait(self._poll_seconds):
-            self._guard.run("pump", self._work.drain)
+            self._guard.run_aside("pump", self._work.drain)
             if time.monotonic() >= flush_at:
                 flush_at = time.monotonic() + self._flush_seconds
-                self._guard.run("flush", self._flush)
-        self._guard.run("pump", self._work.drain)
-        self._guard.run("flush", self._flush)
+                self._guard.run_aside("flush", self._flush)
+        self._guard.run_aside("pump", self._work.drain)
+        self._guard.run_aside("flush", self._flush)
         self._sender.close(LINGER_SECONDS)
 
     def _flush(self) -> None:

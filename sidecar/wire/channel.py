@@ -81,7 +81,7 @@ class Sender:
     def _connected(self) -> "zmq.Socket[bytes]":
         # Made on first use: a zmq context does not survive a fork.
         if self._socket is None:
-            _check_folder(self._path.parent)
+            check_folder(self._path.parent)
             self._context = zmq.Context()
             self._socket = self._context.socket(zmq.PUSH)
             self._socket.setsockopt(zmq.LINGER, 0)
@@ -132,13 +132,28 @@ class Receiver:
             os.umask(before)
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ChannelError when somebody else could have laid `folder` in our way.
+
+    In a place where everybody may create files (`/tmp`), the folder must be this user's alone.
+    """
+    if not folder.exists() or not folder.parent.stat().st_mode & stat.S_IWOTH:
+        return
+    found = folder.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_ours or found.st_mode & stat.S_IWOTH:
+        raise ChannelError(
+            f"{folder} is not a folder of this user alone; remove it, or set SIDECAR_SOCKET"
+        )
+
+
 def _own(path: Path) -> int:
     """Take the lock beside `path`; the open descriptor holds it until closed."""
     if len(os.fsencode(path)) > _MAX_PATH:
         raise ChannelError(f"{path} is longer than {_MAX_PATH} bytes; set a shorter SIDECAR_SOCKET")
     try:
         path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        _check_folder(path.parent)
+        check_folder(path.parent)
         if path.is_symlink():
             raise ChannelError(f"{path} is a symbolic link; remove it, a socket goes there")
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -155,18 +170,3 @@ def _own(path: Path) -> int:
             f"{path} is owned by another sidecar; stop it, or set another SIDECAR_SOCKET"
         ) from error
     return lock
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ChannelError when somebody else could have laid `folder` in our way.
-
-    In a place where everybody may create files (`/tmp`), the folder must be this user's alone.
-    """
-    if not folder.exists() or not folder.parent.stat().st_mode & stat.S_IWOTH:
-        return
-    found = folder.lstat()
-    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not is_ours or found.st_mode & stat.S_IWOTH:
-        raise ChannelError(
-            f"{folder} is not a folder of this user alone; remove it, or set SIDECAR_SOCKET"
-        )

@@ -17,6 +17,7 @@ def test_both_sides_meet_at_one_socket_in_the_private_folder() -> None:
     config = TapConfig.read(sidecar_keys(vllm(OPTIONS, RUN_DIR, {}, None).environment))
     assert str(config.socket) == socket == "/run/demo/ingest.sock"
     assert config.tap
+    assert config.budget_share == 0.0  # a toy's steps are too short for any share of them
 
 
 def test_both_listen_on_loopback_only() -> None:

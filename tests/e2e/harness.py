@@ -287,6 +287,7 @@ class Stack:
             "SIDECAR_TAP": "1" if self.tap else "0",
             "SIDECAR_SOCKET": str(self.socket),
             "SIDECAR_FLUSH_SECONDS": "0.2",
+            "SIDECAR_BUDGET_SHARE": "0",  # a step of a tiny model is shorter than our own
             "SABOTAGE": self.sabotage,
             "PYTHONPATH": os.pathsep.join(paths),
             "VLLM_CACHE_ROOT": str(cache),

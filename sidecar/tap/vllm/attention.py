@@ -99,10 +99,10 @@ class Seat:
         """Choose the rows of the forward pass that is about to be launched. Step path."""
         self._choice = None
         orders, every = tap.orders, tap.orders.attention_every
-        if not tap.is_measuring or every <= 0:
+        if not tap.measures_next or every <= 0:
             return
         # Counted in measured steps, or a layer's turn might fall on steps that never are.
-        turn = tap.step // orders.steps_every
+        turn = (tap.step + 1) // orders.steps_every
         is_due = turns.due(len(self._names), every, turn)
         roster = tap.roster
         batch = read() if any(is_due) or roster.forced else None

@@ -4,6 +4,7 @@ On PYTHONPATH this folder is an installed distribution with a vLLM plugin of its
 product needs no switch for its tests.
 """
 
+import functools
 import itertools
 import os
 import time
@@ -137,6 +138,28 @@ def force_compile() -> None:
     FixFunctionalizationPass.__call__ = lambda *_: None
 
 
+def short_minute() -> None:
+    """Let the budget's minute pass in 1.2 s, so that a test need not wait for many."""
+    from sidecar.tap import governor
+    from sidecar.tap.budget import Budget
+
+    governor.Budget = functools.partial(Budget, minute=1.2)
+
+
+def log_roster() -> None:
+    """Write a line for each request that asks to be sampled at every step."""
+    from sidecar.tap.roster import Roster
+
+    enter = Roster.enter
+
+    def logged(roster: Any, req_id: str, *args: Any) -> None:
+        enter(roster, req_id, *args)
+        if req_id in roster.forced:
+            print(f"saboteur: forced {req_id}", flush=True)
+
+    Roster.enter = logged
+
+
 def _raise(*_: Any, **__: Any) -> None:
     raise RuntimeError("sabotaged")
 
@@ -154,5 +177,7 @@ SABOTAGE: dict[str, Callable[[], None]] = {
         late_tap,
         log_sends,
         force_compile,
+        short_minute,
+        log_roster,
     )
 }
