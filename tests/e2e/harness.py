@@ -207,7 +207,10 @@ class Stack:
         request_id: str = "",
         **options: Any,
     ) -> dict[str, Any]:
-        """One greedy completion: {prompt_tokens, tokens, cached, id}."""
+        """One greedy completion: {prompt_tokens, tokens, cached, id}.
+
+        choices: tokens of each, where `n` asks for several; `tokens` are those of the first.
+        """
         body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
         body |= {"ignore_eos": True, "return_token_ids": True, **options}
         reply = self._post("/v1/completions", body, request_id)
@@ -216,6 +219,7 @@ class Stack:
         return {
             "id": reply["id"],
             "tokens": reply["choices"][0]["token_ids"],
+            "choices": [choice["token_ids"] for choice in reply["choices"]],
             "prompt_tokens": usage["prompt_tokens"],
             "cached": details.get("cached_tokens") or 0,
         }
