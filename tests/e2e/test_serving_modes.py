@@ -38,7 +38,8 @@ def server(folder: Path, adapters: dict[str, Adapter]) -> Iterator[tuple[Stack, 
     """A float32 server with both adapters and a small KV cache, and what hears its frames."""
     modules = [f"{name}={adapter.folder}" for name, adapter in adapters.items()]
     args = ("--enforce-eager", "--num-gpu-blocks-override", str(NUM_BLOCKS), "--enable-lora")
-    args += ("--max-loras", "2", "--lora-modules", *modules)
+    # One slot more than adapters: vLLM 0.32 on a CPU gives the last slot to rows without one.
+    args += ("--max-loras", "3", "--lora-modules", *modules)
     stack = Stack(folder / "modes", dtype="float32", args=args, environ={"SIDECAR_ADAPTERS": "a"})
     with listening(stack.socket) as listener:
         try:

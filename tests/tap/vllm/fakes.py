@@ -35,10 +35,13 @@ class Buffer:
 
 @dataclass
 class SchedulerOutput:
-    """The scheduler's word for a step: its own order, and who has finished."""
+    """The scheduler's word for a step: its own order, who has finished, is new or must wait."""
 
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
     finished_req_ids: set[str] = field(default_factory=set)
+    scheduled_new_reqs: list[Any] = field(default_factory=list)
+    scheduled_spec_decode_tokens: dict[str, list[int]] = field(default_factory=dict)
+    preempted_req_ids: set[str] = field(default_factory=set)
 
     @property
     def total_num_scheduled_tokens(self) -> int:
@@ -52,6 +55,7 @@ class RunnerV1:
     def __init__(self, model: torch.nn.Module, max_reqs: int = 8) -> None:
         self.model = model
         self.query_start_loc = Buffer(max_reqs + 1)
+        self.discard_request_mask = Buffer(max_reqs, bool)
         self.input_batch = SimpleNamespace(
             num_reqs=0,
             req_ids=[None] * max_reqs,
@@ -81,6 +85,8 @@ class RunnerV1:
         self.query_start_loc.np[0] = 0
         self.query_start_loc.np[1 : len(rows) + 1] = ends
         self.query_start_loc.np[len(rows) + 1 :] = ends[-1]
+        partial = [row.computed + row.scheduled < row.prompt for row in rows]
+        self.discard_request_mask.np[: len(rows)] = partial
         return self._model_forward(tokens(int(ends[-1])), torch.arange(int(ends[-1])))
 
     def _dummy_run(self, num_tokens: int) -> None:
@@ -139,7 +145,7 @@ class RunnerV2:
 
     def __init__(self, model: torch.nn.Module, max_reqs: int = 8) -> None:
         self.model = model
-        self.req_states = SimpleNamespace(prompt_len=Buffer(max_reqs))
+        self.req_states = SimpleNamespace(prompt_len=Buffer(max_reqs), prefill_len=Buffer(max_reqs))
         self.execute_model_state: Any = None
         self.known: dict[str, Row] = {}
         self.slots: dict[str, int] = {}
@@ -192,6 +198,7 @@ class RunnerV2:
         # From the end, so that slots and places in the batch differ.
         slot = self.slots.setdefault(row.req_id, 7 - len(self.slots))
         self.req_states.prompt_len.np[slot] = row.prompt
+        self.req_states.prefill_len.np[slot] = row.prompt
         return slot
 
 
