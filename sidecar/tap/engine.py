@@ -149,8 +149,6 @@ class EngineTap:
         self._config = config
         self._engine = engine
         self._layer_ids = layer_ids
-        # Of a tensor-parallel group the first alone has layers, and tells of rows and requests.
-        self._speaks = bool(layer_ids)
         self._slab = slab
         self._guard = guard
         self._rows = RowMap(2 * max_requests)
@@ -293,7 +291,7 @@ class EngineTap:
         num_generated = self._ledger.num_generated(slot)
         request = self._ledger.finish(ended.req_id, slot)
         try:
-            if request is not None and self._speaks and not ended.entry.is_out:
+            if request is not None and not ended.entry.is_out:
                 self._complete(request, slot, ended.entry)
                 if self._config.signatures:
                     signed = self._sign(request, slot, num_generated, is_final=True)
@@ -348,13 +346,12 @@ class EngineTap:
     def _bodies(self) -> Iterator[Body]:
         self.governor.govern()
         yield self._status()
-        if self._speaks:
-            yield self._ledger.layers()
+        yield self._ledger.layers()
         yield from self._totals()
         finished, self._finished = self._finished, []
         for start in range(0, len(finished), step := self._requests_per_frame()):
             yield Requests(self._layer_ids, finished[start : start + step])
-        if self._config.signatures and self._speaks:
+        if self._config.signatures:
             self._sign_running()
         signed, self._signatures = self._signatures, []
         for start in range(0, len(signed), step := self._signatures_per_frame(signed)):

@@ -13,8 +13,8 @@ import pytest
 
 from tests.e2e.adapters import Adapter
 from tests.e2e.checks import Served, check, check_residual, observed
-from tests.e2e.frames import Listener, listening
 from tests.e2e.harness import Stack, get_text, wait_for
+from tests.e2e.listener import Listener, listening
 from tests.e2e.prompts import Prompts
 
 pytestmark = pytest.mark.e2e

@@ -27,7 +27,17 @@ REFUSED: Final = (
         "speculative decoding with asynchronous scheduling",
         # The batch then holds guesses of how far each request has come.
         lambda config, _: (
-            config.speculative_config is not None and bool(config.scheduler_config.async_scheduling)
+            config.speculative_config is not None
+            and bool(getattr(config.scheduler_config, "async_scheduling", False))
+        ),
+    ),
+    Feature(
+        "pipelined_speculation",
+        "speculative decoding with pipeline parallelism",
+        # Stages before the last are never told which drafts were accepted.
+        lambda config, _: (
+            config.speculative_config is not None
+            and int(getattr(config.parallel_config, "pipeline_parallel_size", 1)) > 1
         ),
     ),
     Feature(

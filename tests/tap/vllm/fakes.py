@@ -24,6 +24,12 @@ class Row(NamedTuple):
     computed: int
     scheduled: int
     prompt: int
+    known: int = 0  # tokens so far, when more than the prompt: a preempted request's own answer
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether this step leaves a part of its prefill to the next."""
+        return self.computed + self.scheduled < max(self.known, self.prompt)
 
 
 class Buffer:
@@ -34,14 +40,31 @@ class Buffer:
 
 
 @dataclass
+class LoRARequest:
+    """vllm.lora.request.LoRARequest, as far as it names its adapter."""
+
+    lora_name: str
+    lora_int_id: int = 1
+
+
+@dataclass
+class NewRequestData:
+    """vllm.v1.core.sched.output.NewRequestData; a pooling request has no sampling parameters."""
+
+    req_id: str
+    sampling_params: Any = field(default_factory=lambda: SimpleNamespace(extra_args=None))
+    lora_request: LoRARequest | None = None
+
+
+@dataclass
 class SchedulerOutput:
-    """The scheduler's word for a step: its own order, who has finished, is new or must wait."""
+    """The scheduler's word for a step: its own order, who is new, and who has finished."""
 
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)
     finished_req_ids: set[str] = field(default_factory=set)
-    scheduled_new_reqs: list[Any] = field(default_factory=list)
+    scheduled_new_reqs: list[NewRequestData] = field(default_factory=list)
     scheduled_spec_decode_tokens: dict[str, list[int]] = field(default_factory=dict)
-    preempted_req_ids: set[str] = field(default_factory=set)
+    preempted_req_ids: set[str] | None = None
 
     @property
     def total_num_scheduled_tokens(self) -> int:
@@ -81,12 +104,11 @@ class RunnerV1:
         batch.req_ids[: len(rows)] = [row.req_id for row in rows]  # the list is a lasting one
         batch.num_computed_tokens_cpu[: len(rows)] = [row.computed for row in rows]
         batch.num_prompt_tokens[: len(rows)] = [row.prompt for row in rows]
+        self.discard_request_mask.np[: len(rows)] = [row.is_partial for row in rows]
         ends = np.cumsum([row.scheduled for row in rows])
         self.query_start_loc.np[0] = 0
         self.query_start_loc.np[1 : len(rows) + 1] = ends
         self.query_start_loc.np[len(rows) + 1 :] = ends[-1]
-        partial = [row.computed + row.scheduled < row.prompt for row in rows]
-        self.discard_request_mask.np[: len(rows)] = partial
         return self._model_forward(tokens(int(ends[-1])), torch.arange(int(ends[-1])))
 
     def _dummy_run(self, num_tokens: int) -> None:
@@ -198,7 +220,7 @@ class RunnerV2:
         # From the end, so that slots and places in the batch differ.
         slot = self.slots.setdefault(row.req_id, 7 - len(self.slots))
         self.req_states.prompt_len.np[slot] = row.prompt
-        self.req_states.prefill_len.np[slot] = row.prompt
+        self.req_states.prefill_len.np[slot] = max(row.known, row.prompt)
         return slot
 
 
@@ -271,7 +293,9 @@ def vllm_config(model: Decoder | None = None, **parts: dict[str, Any]) -> Simple
         parallel_config=SimpleNamespace(
             data_parallel_rank=0, use_ubatching=False, prefill_context_parallel_size=1
         ),
-        scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=32),
+        scheduler_config=SimpleNamespace(
+            max_num_seqs=4, max_num_batched_tokens=32, async_scheduling=False
+        ),
         compilation_config=SimpleNamespace(
             mode=3,
             cudagraph_capture_sizes=[],

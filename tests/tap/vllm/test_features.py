@@ -32,6 +32,11 @@ USED = {
         {"speculative_config": DRAFTING, "scheduler_config": {"async_scheduling": True}},
         "asynchronous scheduling",
     ),
+    "pipelined_speculation": (
+        RunnerV1,
+        {"speculative_config": DRAFTING, "parallel_config": {"pipeline_parallel_size": 2}},
+        "pipeline parallelism",
+    ),
     "v2_speculation": (
         RunnerV2Of32,
         {"speculative_config": DRAFTING, "scheduler_config": {"async_scheduling": False}},
@@ -136,12 +141,13 @@ def test_the_front_end_tells_of_a_refused_engine(installed_vllm, ranks, tap_on) 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_an_engine_that_uses_none_of_them_is_not_refused(runner) -> None:
-    """Asynchronous scheduling alone, or drafting alone on V1, is no reason."""
+    """Asynchronous scheduling alone, stages alone, or drafting alone on V1, is no reason."""
     module = V1 if runner is RunnerV1 else V2
+    features.check(vllm_config(parallel_config={"pipeline_parallel_size": 2}), module)
     features.check(vllm_config(scheduler_config={"async_scheduling": True}), module)
     features.check(vllm_config(scheduler_config={"async_scheduling": False}), module)
     features.check(
-        vllm_config(speculative_config=DRAFTING, scheduler_config={"async_scheduling": False}), V1
+        vllm_config(speculative_config=DRAFTING, parallel_config={"pipeline_parallel_size": 1}), V1
     )
 
 
@@ -159,4 +165,6 @@ def test_a_release_without_a_feature_is_not_refused_for_it() -> None:
     del config.parallel_config.use_ubatching
     del config.parallel_config.prefill_context_parallel_size
     del config.cache_config.kv_sharing_fast_prefill
+    config.speculative_config = DRAFTING
+    del config.scheduler_config.async_scheduling
     features.check(config, V1)

@@ -5,8 +5,6 @@ schedules a step before it has seen the tokens of the one before, so a request t
 end gets one more row, and is said to be finished a step late.
 """
 
-from types import SimpleNamespace
-
 import pytest
 
 from sidecar.tap.vllm.worker import seat_worker
@@ -14,6 +12,8 @@ from sidecar.wire.frame import Layers, Request, Requests, Status
 from tests.tap.inbox import Inbox
 from tests.tap.toys import Decoder
 from tests.tap.vllm.fakes import (
+    LoRARequest,
+    NewRequestData,
     Row,
     RunnerV1,
     RunnerV2Of26,
@@ -42,18 +42,13 @@ def running(runner: type, tap_on: Inbox) -> Worker:
 def step(made: Worker, *rows: Row, **said: object) -> None:
     """One step with these rows; `said` is what else the scheduler tells."""
     made.model_runner.known.update({row.req_id: row for row in rows})
-    output = SchedulerOutput({row.req_id: row.scheduled for row in rows})
-    for name, value in said.items():
-        assert hasattr(output, name)
-        setattr(output, name, value)
-    made.execute_model(output)
+    scheduled = {row.req_id: row.scheduled for row in rows}
+    made.execute_model(SchedulerOutput(scheduled, **said))
 
 
-def new(req_id: str, adapter: str | None = None) -> SimpleNamespace:
+def new(req_id: str, adapter: str | None = None) -> NewRequestData:
     """What the scheduler says of a request that a worker does not know."""
-    lora = None if adapter is None else SimpleNamespace(lora_name=adapter)
-    sampling = SimpleNamespace(extra_args=None)
-    return SimpleNamespace(req_id=req_id, lora_request=lora, sampling_params=sampling)
+    return NewRequestData(req_id, lora_request=LoRARequest(adapter) if adapter else None)
 
 
 def records(tap_on: Inbox, *names: str) -> dict[str, Request]:
@@ -97,7 +92,7 @@ def test_a_resumed_request_is_the_same_request(runner, resumed_at, ranks, tap_on
     again = [new("a", "x")] if runner is not RunnerV1 else []
     step(
         made,
-        Row("a", resumed_at, 8 - resumed_at, 6),
+        Row("a", resumed_at, 8 - resumed_at, 6, known=8),
         Row("b", 6, 1, 4),
         scheduled_new_reqs=again,
     )
