@@ -1,7 +1,6 @@
 """One server that serves in every way at once: adapters, preemption, several answers, log-probs.
 
-Its KV cache holds a few requests only, so that a crowd is preempted; the sidecar is the test
-itself, which reads the frames.
+Its KV cache holds a few requests only, so that a crowd is preempted.
 """
 
 import re
@@ -13,8 +12,7 @@ import pytest
 
 from tests.e2e.adapters import Adapter
 from tests.e2e.checks import Served, check, check_residual, observed
-from tests.e2e.harness import Stack, get_text, wait_for
-from tests.e2e.listener import Listener, listening
+from tests.e2e.harness import Stack, get_text, serving, wait_for
 from tests.e2e.prompts import Prompts
 
 pytestmark = pytest.mark.e2e
@@ -34,19 +32,14 @@ def adapters(folder: Path) -> dict[str, Adapter]:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, adapters: dict[str, Adapter]) -> Iterator[tuple[Stack, Listener]]:
-    """A float32 server with both adapters and a small KV cache, and what hears its frames."""
+def server(folder: Path, adapters: dict[str, Adapter]) -> Iterator[Stack]:
+    """A float32 server with both adapters and a small KV cache."""
     modules = [f"{name}={adapter.folder}" for name, adapter in adapters.items()]
     args = ("--enforce-eager", "--num-gpu-blocks-override", str(NUM_BLOCKS), "--enable-lora")
     # One slot more than adapters: vLLM 0.32 on a CPU gives the last slot to rows without one.
     args += ("--max-loras", "3", "--lora-modules", *modules)
-    stack = Stack(folder / "modes", dtype="float32", args=args, environ={"SIDECAR_ADAPTERS": "a"})
-    with listening(stack.socket) as listener:
-        try:
-            stack.start_engine()
-            yield stack, listener
-        finally:
-            stack.stop()
+    environ = {"SIDECAR_ADAPTERS": "a"}
+    yield from serving(Stack(folder / "modes", dtype="float32", args=args, environ=environ))
 
 
 def _preemptions(stack: Stack) -> int:
@@ -57,60 +50,52 @@ def _preemptions(stack: Stack) -> int:
     return int(sum(map(float, found)))
 
 
-def test_preempted_requests_are_measured_once_and_right(
-    server: tuple[Stack, Listener], prompts: Prompts
-) -> None:
+def test_preempted_requests_are_measured_once_and_right(server: Stack, prompts: Prompts) -> None:
     """Requests that lose their KV cache and are computed again have the numbers of one life."""
-    stack, listener = server
-    before = _preemptions(stack)
+    before = _preemptions(server)
     # Each fills one block while it waits for its second, and there are too few of those.
     lengths = [BLOCK - 3 - number for number in range(CROWD)]
     calls = [
         {"prompt": prompt, "max_tokens": 40, "request_id": f"tight{number}"}
         for number, prompt in enumerate(prompts.cut(lengths, seed=51))
     ]
-    replies = stack.complete_all(calls)
-    records = [listener.record(reply["id"]) for reply in replies]
+    replies = server.complete_all(calls)
+    records = [server.record(reply["id"]) for reply in replies]
 
     for call, reply, record in zip(calls, replies, records, strict=True):
         check(Served(record, call["prompt"] + reply["tokens"][:-1], reply["cached"]))
-    assert _preemptions(stack) > before
-    assert sum(record["preemptions"] for record in records) == _preemptions(stack) - before
+    assert _preemptions(server) > before
+    assert sum(record["preemptions"] for record in records) == _preemptions(server) - before
     again = [record["coverage"]["recomputed"] for record in records]
     assert sum(again) >= BLOCK
     assert all(r["preemptions"] for r, n in zip(records, again, strict=True) if n)
 
 
-def test_totals_are_the_sum_of_requests_after_preemption(
-    server: tuple[Stack, Listener], prompts: Prompts
-) -> None:
+def test_totals_are_the_sum_of_requests_after_preemption(server: Stack, prompts: Prompts) -> None:
     """Rows computed again are in their own account, in the totals as in the requests."""
-    stack, listener = server
     calls = [
         {"prompt": prompt, "max_tokens": 30, "request_id": f"sum{number}"}
         for number, prompt in enumerate(prompts.cut([BLOCK - 9] * CROWD, seed=52))
     ]
-    for reply in stack.complete_all(calls):
-        listener.record(reply["id"])
+    for reply in server.complete_all(calls):
+        server.record(reply["id"])
 
     def adds_up() -> bool:
-        totals = listener.coverage()
-        records = listener.requests()
-        return totals is not None and (
-            sum(totals.observed) == sum(map(observed, records))
-            and totals.recomputed == sum(r["coverage"]["recomputed"] for r in records)
-            and totals.prefix_cached == sum(r["coverage"]["prefix_cached"] for r in records)
-            and totals.lost == 0
+        totals = server.status()["coverage"][0]
+        records = server.requests()
+        causes = ("recomputed", "prefix_cached", "lost")
+        assert totals["recomputed"]
+        return observed({"coverage": totals}) == sum(map(observed, records)) and all(
+            totals[cause] == sum(r["coverage"][cause] for r in records) for cause in causes
         )
 
     wait_for(adds_up, "the totals are the sum of the requests", 5)
 
 
 def test_a_request_is_measured_under_its_adapter(
-    server: tuple[Stack, Listener], prompts: Prompts, adapters: dict[str, Adapter], tmp_path: Path
+    server: Stack, prompts: Prompts, adapters: dict[str, Adapter], tmp_path: Path
 ) -> None:
     """In one batch, each has the numbers of its own weights, and a label out of the list."""
-    stack, listener = server
     label = {"tiny": "", "a": "a", "b": "other"}
     weights = {name: made.merged(tmp_path / name) for name, made in adapters.items()}
     names = ["tiny", "a", "b", "a"]
@@ -120,8 +105,8 @@ def test_a_request_is_measured_under_its_adapter(
             zip(names, prompts.cut([40, 60, 80, 100], seed=53), strict=True)
         )
     ]
-    for name, call, reply in zip(names, calls, stack.complete_all(calls), strict=True):
-        record = listener.record(reply["id"])
+    for name, call, reply in zip(names, calls, server.complete_all(calls), strict=True):
+        record = server.record(reply["id"])
         tokens = call["prompt"] + reply["tokens"][:-1]
         assert record["adapter"] == label[name]
         if name == "tiny":
@@ -134,42 +119,33 @@ def test_a_request_is_measured_under_its_adapter(
         shutil.rmtree(folder)
 
 
-def test_each_of_several_answers_is_a_request_of_its_own(
-    server: tuple[Stack, Listener], prompts: Prompts
-) -> None:
+def test_each_of_several_answers_is_a_request_of_its_own(server: Stack, prompts: Prompts) -> None:
     """With n=3 every child has a record, with the numbers of its own tokens."""
-    stack, listener = server
     [prompt] = prompts.cut([BLOCK + 50], seed=54)
-    reply = stack.complete(prompt, 16, "three", n=3, temperature=1.0, seed=7)
+    reply = server.complete(prompt, 16, "three", n=3, temperature=1.0, seed=7)
 
     assert len({tuple(tokens) for tokens in reply["choices"]}) == 3
     for child, tokens in enumerate(reply["choices"]):
-        record = listener.record(reply["id"], child)
+        record = server.record(reply["id"], child)
         cached = record["coverage"]["prefix_cached"]
         assert cached in (0, BLOCK)  # what a sibling has computed before
         check(Served(record, prompt + tokens[:-1], cached))
 
 
-def test_log_probabilities_of_the_prompt_change_no_row(
-    server: tuple[Stack, Listener], prompts: Prompts
-) -> None:
+def test_log_probabilities_of_the_prompt_change_no_row(server: Stack, prompts: Prompts) -> None:
     """With prompt_logprobs a prompt of several chunks is measured as without."""
-    stack, listener = server
     [prompt] = prompts.cut([600], seed=55)
-    reply = stack.complete(prompt, 8, "logprobs", prompt_logprobs=2)
+    reply = server.complete(prompt, 8, "logprobs", prompt_logprobs=2)
 
-    check(Served(listener.record(reply["id"]), prompt + reply["tokens"][:-1], reply["cached"]))
+    check(Served(server.record(reply["id"]), prompt + reply["tokens"][:-1], reply["cached"]))
 
 
-def test_a_request_whose_client_hangs_up_is_closed(
-    server: tuple[Stack, Listener], prompts: Prompts
-) -> None:
+def test_a_request_whose_client_hangs_up_is_closed(server: Stack, prompts: Prompts) -> None:
     """Its record tells of the rows so far, and the next one is measured right."""
-    stack, listener = server
     gone, stays = prompts.cut([30, 50], seed=56)
-    stack.abort(gone, 900, 5, "gone")
-    record = listener.record("cmpl-gone")
+    server.abort(gone, 900, 5, "gone")
+    record = server.record("cmpl-gone")
     assert 30 + 5 <= observed(record) < 930
 
-    reply = stack.complete(stays, 5, "stays")
-    check(Served(listener.record(reply["id"]), stays + reply["tokens"][:-1], reply["cached"]))
+    reply = server.complete(stays, 5, "stays")
+    check(Served(server.record(reply["id"]), stays + reply["tokens"][:-1], reply["cached"]))
