@@ -45,7 +45,11 @@ class ChannelError(SidecarError):
 
 
 class TapRefused(SidecarError):
-    """This engine or model cannot be tapped. Serving goes on; the reason is a metric."""
+    """This engine or model cannot be tapped. Serving goes on; `reason` labels a metric."""
+
+    def __init__(self, message: str, reason: str = "not_supported") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SetupError(SidecarError):

@@ -300,8 +300,8 @@ class EngineTap:
         try:
             self._add(step)
         finally:
-            for instrument, pending in step.extras:
-                self._guard.run_aside(_site(instrument), instrument.account, pending, step.plan, kept)
+            for each, pending in step.extras:
+                self._guard.run_aside(_site(each), each.account, pending, step.plan, kept)
 
     def _add(self, step: Step) -> None:
         plan, selection = step.plan, step.selection

@@ -16,7 +16,7 @@ def from_reference(record: dict[str, Any], rows: Rows, signal: str, what: str) -
     pairs = []
     for name, numbers in rows.populations(record["num_prompt_tokens"], first).items():
         measured = _statistic(record["populations"][name], signal, what)
-        values = getattr(rows, signal)[numbers]
+        values = getattr(rows, signal)[numbers][:, record["layers"]]
         expected = {
             "mean": lambda v: v.mean(0),
             "min": lambda v: v.min(0),

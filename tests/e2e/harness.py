@@ -207,7 +207,10 @@ class Stack:
         request_id: str = "",
         **options: Any,
     ) -> dict[str, Any]:
-        """One greedy completion: {prompt_tokens, tokens, cached, id}."""
+        """One greedy completion: {prompt_tokens, tokens, cached, id}.
+
+        choices: tokens of each, where `n` asks for several; `tokens` are those of the first.
+        """
         body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0}
         body |= {"ignore_eos": True, "return_token_ids": True, **options}
         reply = self._post("/v1/completions", body, request_id)
@@ -216,6 +219,7 @@ class Stack:
         return {
             "id": reply["id"],
             "tokens": reply["choices"][0]["token_ids"],
+            "choices": [choice["token_ids"] for choice in reply["choices"]],
             "prompt_tokens": usage["prompt_tokens"],
             "cached": details.get("cached_tokens") or 0,
         }
@@ -245,14 +249,14 @@ class Stack:
         """Records of recent finished requests."""
         return get_json(f"{self.api_url}/v1/requests?limit=2000")["requests"]
 
-    def record(self, completion_id: str) -> dict[str, Any]:
-        """The record of a request by the id that its client saw."""
-        prefix = f"{completion_id}-0-"
+    def record(self, completion_id: str, child: int | None = None) -> dict[str, Any]:
+        """The record of a request by the id that its client saw; of one answer of several."""
+        prefix = f"{completion_id}-0-" if child is None else f"{child}_{completion_id}-0-"
 
         def find() -> Any:
             return next((r for r in self.requests() if r["id"].startswith(prefix)), None)
 
-        return wait_for(find, f"a record of {completion_id}", 10)
+        return wait_for(find, f"a record of {prefix}", 10)
 
     def samples(self) -> dict[str, float]:
         """Every sample of /metrics, by its name and labels as printed."""

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Log `error`, and send it as the state of `source` with every flush from now on."""
     _LOG.warning("sidecar: serving untapped: %s", error)
-    reason = "not_supported" if isinstance(error, TapRefused) else "configuration"
+    reason = error.reason if isinstance(error, TapRefused) else "configuration"
     status = engine.status("refused", reason, str(error), guard.errors)
     sender = Sender(config.socket, source, _key(config))
     Pump(sender, idle_work(lambda: [status]), guard, config.flush_seconds).start()

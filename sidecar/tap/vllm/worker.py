@@ -28,6 +28,7 @@ from sidecar.tap.vllm import (
     attention,
     confidence,
     drafts,
+    features,
     fingerprint,
     fitting,
     projection,
@@ -113,13 +114,8 @@ class Seat:
 
         Raises TapRefused with the reason when this engine cannot be tapped.
         """
-        _check_features(self._vllm_config)
         module = _runner_module(self._worker.model_runner)
-        if module is runner_v2 and self._vllm_config.speculative_config is not None:
-            raise TapRefused(
-                "speculative decoding on model runner V2: which drafts were accepted is known on "
-                "the device alone; serve without it to tap"
-            )
+        features.check(self._vllm_config, module.__name__)
         self._engine.runner = module.__name__.rpartition("_")[2]
         self._engine.fingerprint = fingerprint.fingerprint(self._capacity, self._config)
         # On every rank, although only the first of a tensor-parallel group speaks: ranks share
@@ -308,33 +304,6 @@ def _capacity(vllm_config: Any) -> int:
     sizes = vllm_config.compilation_config.cudagraph_capture_sizes or [0]
     most = max(vllm_config.scheduler_config.max_num_batched_tokens, *sizes)
     return int(-(-most // _ROW_MARGIN) + 1) * _ROW_MARGIN
-
-
-def _check_features(vllm_config: Any) -> None:
-    """Raise TapRefused for what would put rows where they are not looked for."""
-    parallel = vllm_config.parallel_config
-    speculates = vllm_config.speculative_config is not None
-    refused = {
-        # The batch then holds guesses of how far each request has come.
-        "speculative decoding with asynchronous scheduling": (
-            speculates and bool(getattr(vllm_config.scheduler_config, "async_scheduling", False))
-        ),
-        # Stages before the last are never told which drafts were accepted.
-        "speculative decoding with pipeline parallelism": (
-            speculates and getattr(parallel, "pipeline_parallel_size", 1) > 1
-        ),
-        "micro-batching (DBO)": getattr(parallel, "use_ubatching", False),
-        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "pooling models": vllm_config.model_config.runner_type != "generate",
-        "encoder-decoder models": vllm_config.model_config.is_encoder_decoder,
-        # Late layers then see a part of the rows only.
-        "KV-sharing fast prefill": getattr(
-            vllm_config.cache_config, "kv_sharing_fast_prefill", False
-        ),
-    }
-    for feature, is_used in refused.items():
-        if is_used:
-            raise TapRefused(f"{feature}: rows cannot be attributed yet; serve without it to tap")
 
 
 def _runner_module(runner: Any) -> Any:
