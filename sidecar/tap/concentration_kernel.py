@@ -93,7 +93,8 @@ def measure(
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# The size of a batch would be compiled in when it is 1 or divides by 16, and at any step.
+@triton.jit(do_not_specialize=["num_requests"])  # type: ignore[untyped-decorator]
 def _stream(
     query: Any,
     cache: Any,

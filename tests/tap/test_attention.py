@@ -16,9 +16,8 @@ from tests.tap.paged import Case
 CASE = Case(lengths=(37, 1, 16, 70), places=(0, 1, 2, 3))
 PROMPTS = (40, 1, 10, 70)  # of CASE's requests: prefill, prefill, decode, prefill
 SLOTS = np.array([5, 2, 9, 0])
-BATCH = Batch(
-    list("abcd"), np.array(CASE.lengths) - 1, np.ones(4, np.int64), np.array(PROMPTS, np.int64)
-)
+COUNTS = np.array([3, 1, 2, 4])  # rows of each request; those before its last are not asked for
+BATCH = Batch(list("abcd"), np.array(CASE.lengths) - COUNTS, COUNTS, np.array(PROMPTS))
 
 
 class Bench:
@@ -37,7 +36,8 @@ class Bench:
 
     def forward(self) -> None:
         """What the graph does: copy the rows that are picked, and count the pass."""
-        rows = CASE.query.flatten(1)  # one row of each request
+        rows = torch.full((COUNTS.sum(), CASE.query[0].numel()), 9.0)
+        rows[np.cumsum(COUNTS) - 1] = CASE.query.flatten(1)
         for queries in self.sampler.queries:
             queries.copy_(rows[self.sampler.picks.clamp(0, len(rows) - 1)])
         self.sampler.pulses.add_(1)

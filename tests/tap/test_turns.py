@@ -36,6 +36,12 @@ def test_each_layer_has_one_turn_in_so_many(num_layers: int, every: int) -> None
     assert due(num_layers, every, 3 * every + every // 2) == due(num_layers, every, every // 2)
 
 
+def test_turns_are_spread_over_the_round() -> None:
+    """Fewer layers than steps leave as many steps free between them as can be."""
+    turns = [turn for turn in range(16) if any(due(4, 16, turn))]
+    assert turns == [0, 4, 8, 12]
+
+
 def test_rows_are_the_last_certain_ones() -> None:
     """The row is a request's last before its draft tokens, in the batch's order."""
     mixed = batch(("a", 0, 5, 5), ("b", 7, 3, 4), ("c", 2, 4, 6), drafts=(0, 2, 0))

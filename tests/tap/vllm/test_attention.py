@@ -154,15 +154,21 @@ def test_each_request_gets_the_numbers_of_its_own_rows(runner, served) -> None:
 def test_a_dummy_run_is_not_measured_and_disturbs_nobody(runner, served) -> None:
     """Rows left from a larger batch are clamped, and the next real step is right."""
     made = served(runner)
+
+    def dummy() -> None:
+        if runner is PagedV1:
+            made.runner.model(torch.arange(2), torch.full((2, 16), torch.nan))
+        else:
+            made.runner.execute_model(SchedulerOutput(), dummy_run=True)
+        made.tap._drain()
+
+    dummy()  # when there is nothing to rehearse with yet
     made.step(Row("a", 0, 30, 30))
-    if runner is PagedV1:
-        made.runner.model(torch.arange(2), torch.full((2, 16), torch.nan))
-    else:
-        made.runner.execute_model(SchedulerOutput(), dummy_run=True)
-    made.tap._drain()
+    dummy()
     made.step(Row("a", 30, 1, 30))
     check(made, "a", 0, [29])
     check(made, "a", 1, [30])
+    assert made.guard.errors == {}
 
 
 def test_the_row_before_the_drafts_is_sampled(served) -> None:
@@ -211,6 +217,7 @@ def test_nothing_is_sampled_when_orders_say_so(orders, served) -> None:
     made.step(Row("a", 10, 1, 5))
     assert list(made.sampler.totals()) == []
     assert made.sampler.pulses.tolist() == [1, 1, 1]
+    assert made.guard.errors == {}
 
 
 def test_orders_limit_the_requests_of_a_step(served) -> None:
