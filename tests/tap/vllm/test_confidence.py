@@ -246,7 +246,7 @@ def test_orders_are_obeyed(runner) -> None:
     for every, counted in ((3, 2), (0, 0)):
         before = made.totals().count[0]
         made.orders, made.step = Orders(confidence_every=every), 0
-        for _ in range(6):
+        for _ in range(4):  # steps 0 to 3
             made.observe(batch_of("a"))
             made.sample(logits_of(1))
         assert made.totals().count[0] - before == counted
@@ -268,7 +268,9 @@ def test_rows_of_accepted_drafts_are_counted() -> None:
 
 
 @pytest.mark.parametrize("runner", EVERY)
-@pytest.mark.parametrize("source", [Source("engine", tp=1), Source("engine", pp=0)])
+@pytest.mark.parametrize(
+    "source", [Source("engine", pp=1, tp=1), Source("engine", pp=0)], ids=["tp", "pp"]
+)
 def test_a_rank_without_logits_of_its_own_to_tell_is_silent(runner, source) -> None:
     """Of two stages the last one measures, and of a tensor-parallel group the first rank."""
     made = Seated(runner(), source, pipeline_parallel_size=2).fit()
