@@ -19,6 +19,7 @@ from sidecar.wire import control
 from sidecar.wire.channel import Sender
 from sidecar.wire.control import Control
 from sidecar.wire.frame import Arrays, Body, Coverage, Layers, Requests, Source, Status
+from tests.fakes import SECOND
 from tests.tap.test_compiled import compiled, run_first
 from tests.tap.toys import Decoder, tokens
 
@@ -117,6 +118,28 @@ def test_the_kill_switch_sheds_every_row_and_turns_back(engine) -> None:
     counts, coverage = engine.totals()
     assert (counts, coverage.shed, coverage.lost) == ([ROWS] * 4, 2 * ROWS, 0)
     assert engine.compilations.frame_count == 1
+
+
+def test_a_kill_switch_thrown_before_the_start_lets_no_row_through(tmp_path, guard) -> None:
+    """It is read when the engine is warm, not a flush later."""
+    control.write(TapConfig(socket=tmp_path / "i.sock").control_path, Control(is_on=False))
+    with torch.inference_mode():
+        engine = Engine(tmp_path, guard)
+        engine.step()
+    counts, coverage = engine.totals()
+    assert (counts, coverage.shed) == ([0] * 4, ROWS)
+
+
+def test_the_governor_hears_of_every_step(engine, monkeypatch) -> None:
+    """Measured or not: the engine's time is known from them."""
+    heard: list[int] = []
+    monkeypatch.setattr(engine.tap.governor, "passed", heard.append)
+    engine.step()
+    engine.ask(is_on=False)
+    engine.step()
+    engine.flush()
+    assert len(heard) == 2
+    assert SECOND < heard[0] < heard[1]
 
 
 def test_every_third_step_is_measured(engine) -> None:
