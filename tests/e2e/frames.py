@@ -25,7 +25,7 @@ Found = TypeVar("Found")
 
 
 class Frames:
-    """Receives at `path` from now on, and keeps every body, until closed."""
+    """Receives at `path` from now on, and keeps every body of an engine's, until closed."""
 
     def __init__(self, path: Path) -> None:
         self._receiver = Receiver(path)
@@ -88,5 +88,6 @@ class Frames:
     def _receive(self) -> None:
         while not self._is_closed.is_set():
             data = self._receiver.receive(0.1)
-            if data is not None:
-                self._bodies.append(unpack(data).body)
+            frame = None if data is None else unpack(data)
+            if frame is not None and frame.header.source.role == "engine":
+                self._bodies.append(frame.body)
