@@ -151,8 +151,7 @@ class RowMap:
             return None
         plan = self._steady[1]
         expected = self._next[plan.batch_slots]
-        if len(batch.drafts) and batch.drafts.any():
-            return None
+        # A request with draft rows has one that is certain too, so more than one.
         if ((batch.counts != 1) | (batch.starts != expected)).any():
             return None
         ends = expected + 1
