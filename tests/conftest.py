@@ -4,6 +4,9 @@ import os
 
 import pytest
 
+# Triton chooses its interpreter when its own functions are decorated, so before anyone imports it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def _no_sidecar_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 """The meter: what the tap itself has taken so far, in seconds.
 
-Three parts, added up although they overlap, so that the sum is never too small: host time of our
-calls in the engine (see guard), CPU time of the pump, and on a GPU the device time of the kernels
-that those calls launched. What is inside the compiled graph cannot be told from outside.
+On a CPU two parts, added up although they overlap, so that the sum is never too small: host time
+of our calls in the engine (see guard), and CPU time of the pump. On a GPU the device time of the
+kernels that those calls launched, waits for the launches included. What is inside the compiled
+graph cannot be told from outside.
 """
 
 import time
@@ -40,8 +41,11 @@ class Meter:
 
     def read(self) -> Cost:
         """What has been taken so far. Called on the pump's thread alone."""
-        device = 0.0 if self._device is None else self._device.read()
-        return Cost(self._guard.host_ns / 1e9, time.thread_time_ns() / 1e9, device)
+        if self._device is None:
+            return Cost(self._guard.host_ns / 1e9, time.thread_time_ns() / 1e9, 0.0)
+        # Our host work is done while the device computes; where it is not, the device waits for
+        # our launches, and that wait is in its time.
+        return Cost(0.0, 0.0, self._device.read())
 
 
 class DeviceTime:

@@ -284,7 +284,11 @@ class Stack:
 
     def _environ(self) -> dict[str, str]:
         cache = self.cache or self.folder / "vllm_cache"
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SIDECAR_", "VLLM_"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("SIDECAR_", "VLLM_", "TRITON_"))
+        }
         paths = [str(ROOT), *([str(SABOTEUR)] if self.sabotage else [])]
         return {
             **kept,

@@ -1,7 +1,6 @@
 """Concentration of attention: both forms, torch and Triton's interpreter, against float64."""
 
 import importlib
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -53,11 +52,9 @@ class Kernel:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
+def kernel() -> Kernel:
     """The kernels in Triton's interpreter, which is chosen when they are decorated."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        yield Kernel(importlib.import_module("sidecar.tap.concentration_kernel"))
+    return Kernel(importlib.import_module("sidecar.tap.concentration_kernel"))
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -1,7 +1,6 @@
 """Gates: their signals against float64, and which rows are added up for whom."""
 
 import importlib
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -173,11 +172,9 @@ def test_a_gate_that_fails_is_counted_and_the_host_goes_on(guard) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[ModuleType]:
+def kernel() -> ModuleType:
     """The kernel in Triton's interpreter, which is chosen when it is decorated."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        yield importlib.import_module("sidecar.tap.router_kernel")
+    return importlib.import_module("sidecar.tap.router_kernel")
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])

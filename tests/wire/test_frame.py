@@ -282,9 +282,9 @@ def test_an_unknown_group_is_refused() -> None:
 
 
 def test_a_table_has_so_many_cells_at_most() -> None:
-    """Axes of a thousand labels each declare a million cells without a byte to fill them."""
+    """More are refused even where every one of them has its bytes."""
     labels = [str(i) for i in range(257)]
-    bad = Table("expert_load", [labels, labels], b"")
+    bad = Table("expert_load", [labels, labels], bytes(8 * 257 * 257))
     assert MAX_CELLS < 257 * 257
     for data in in_bodies(bad):
         assert cause_of(data) == "shape"

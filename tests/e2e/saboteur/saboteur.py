@@ -32,8 +32,8 @@ def swapped_rows() -> None:
 
     read = runner_v1.read
 
-    def swapped(runner: Any) -> Any:
-        batch = read(runner)
+    def swapped(*args: Any) -> Any:
+        batch = read(*args)
         ids = batch.req_ids
         return batch._replace(req_ids=ids[1:] + ids[:1])
 
