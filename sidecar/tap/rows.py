@@ -154,13 +154,8 @@ class RowMap:
             return None
         plan = self._steady[1]
         expected = self._next[plan.batch_slots]
-<<<<<<< HEAD
-        if not batch.real.all() or (len(batch.drafts) and batch.drafts.any()):
-            return None
-=======
         # A request with draft rows has one that is certain too, so more than one.
->>>>>>> w-core
-        if ((batch.counts != 1) | (batch.starts != expected)).any():
+        if ((batch.counts != 1) | (batch.starts != expected)).any() or not batch.real.all():
             return None
         ends = expected + 1
         self._next[plan.batch_slots] = ends
