@@ -84,9 +84,10 @@ def _measure_row(
     num_columns = -(-length // block_size)
     for column in range(first // block_size, num_columns, step):
         chosen = blocks[column : min(column + step, num_columns)]
-        stored = keys.cache.index_select(0, chosen.clamp(0, num_blocks - 1).long()).float()
+        # As a CPU engine stores them, [head size, tokens]: gathered and multiplied without a copy.
+        stored = keys.cache.transpose(-1, -2).index_select(0, chosen.clamp(0, num_blocks - 1))
         start = column * block_size
-        logits = keys.scale * torch.einsum("hgd,bhnd->hgbn", grouped, stored).flatten(2)
+        logits = keys.scale * (grouped @ stored.float()).permute(1, 2, 0, 3).flatten(2)
         if keys.softcap:
             logits = keys.softcap * torch.tanh(logits / keys.softcap)
         inside = slice(max(first - start, 0), length - start)
