@@ -24,12 +24,18 @@ def fit(bench: Workbench) -> None:
     """Listen to the sampler of `bench.runner`, where this rank has the logits and speaks.
 
     They are on the last pipeline stage, the same on every rank of a tensor-parallel group.
-    Raises TapRefused when this rank samples for some of the requests only.
+    Raises TapRefused when this rank samples for some of the requests only, or in a way unread.
     """
     stages = getattr(bench.vllm_config.parallel_config, "pipeline_parallel_size", 1)
     if bench.source.tp or bench.source.pp + 1 != stages:
         return
     is_v2 = runner_v2.matches(bench.runner)
+    seats = ("sample", "sampler") if is_v2 else ("_sample",)
+    if any(getattr(bench.runner, name, None) is None for name in seats):
+        raise TapRefused(
+            f"{type(bench.runner).__name__} samples in a way that has not been read; install one "
+            "of the releases that have"
+        )
     if is_v2 and getattr(bench.runner, "batch_sharder", None) is not None:
         raise TapRefused(
             "batch-sharded sampling: each rank has the logits of some requests only; serve "

@@ -289,3 +289,16 @@ def test_batch_sharded_sampling_is_refused(runner) -> None:
         confidence.fit(made.bench)
     made.fit()
     assert list(made.bench.instruments.absent) == ["confidence"]
+
+
+@pytest.mark.parametrize("runner", EVERY)
+def test_a_runner_without_a_sampler_to_listen_to_is_refused(runner) -> None:
+    """Before anything is wrapped, so that the rest of the tap goes on."""
+    made = Seated(runner())
+    if runner is RunnerV1:
+        made.runner._sample = None
+    else:
+        made.runner.sampler = None
+    with pytest.raises(TapRefused, match=f"{runner.__name__} samples in a way"):
+        confidence.fit(made.bench)
+    assert made.bench.seats == made.bench.instruments.samplers == []

@@ -7,6 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.tap.vllm import drafts
+from sidecar.wire.frame import Status
+from tests.tap.toys import Decoder
+from tests.tap.vllm import fakes
+from tests.tap.vllm.fakes import RunnerV1, RunnerV2Of32
 
 EOS, STOP = 2, 9
 
@@ -98,7 +102,7 @@ def test_as_many_are_kept_as_the_installed_scheduler_keeps(before, tokens, most,
     assert accepted((state, tokens), max_model_len=scheduler.max_model_len) == [len(kept) - 1]
 
 
-class Runner:
+class Sampling:
     """The second half of a step of V1."""
 
     def __init__(self, result: object) -> None:
@@ -115,7 +119,7 @@ class Runner:
 
 def test_each_step_is_settled_once_its_output_is_there() -> None:
     """With what the runner returned, which its caller gets as it is."""
-    made = Runner(output([50, 51], [60]))
+    made = Sampling(output([50, 51], [60]))
     told: list[list[int]] = []
     drafts.wrap(made, lambda read: told.append(read().tolist()))
     assert made.sample_tokens(None) is made.result
@@ -125,14 +129,39 @@ def test_each_step_is_settled_once_its_output_is_there() -> None:
 @pytest.mark.parametrize("result", [None, SimpleNamespace(req_ids=[]), SimpleNamespace()])
 def test_no_step_is_settled_where_none_was_sampled(result) -> None:
     """An empty output, that of another stage, or one that is still on the device."""
-    made = Runner(result)
+    made = Sampling(result)
     drafts.wrap(made, lambda read: pytest.fail("settled"))
     assert made.sample_tokens(None) is result
 
 
 def test_a_step_that_fails_is_not_settled() -> None:
     """The exception is the runner's own."""
-    made = Runner(ValueError("the runner's own"))
+    made = Sampling(ValueError("the runner's own"))
     drafts.wrap(made, lambda read: pytest.fail("settled"))
     with pytest.raises(ValueError, match="the runner's own"):
         made.sample_tokens(None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "feature"),
+    [
+        (RunnerV2Of32, {}, "speculative decoding on model runner V2"),
+        (RunnerV1, {"scheduler_config": {"async_scheduling": True}}, "asynchronous scheduling"),
+        (RunnerV1, {"parallel_config": {"pipeline_parallel_size": 2}}, "pipeline parallelism"),
+    ],
+)
+def test_speculation_that_cannot_be_attributed_is_refused(
+    kind, parts, feature, ranks, tap_on
+) -> None:
+    """Where the host does not know what was accepted; with the remedy, and serving goes on."""
+    from sidecar.tap.vllm import worker
+
+    speculative = SimpleNamespace(method="ngram", num_speculative_tokens=3)
+    made = fakes.Worker(kind(Decoder()))
+    worker.seat_worker(made, fakes.vllm_config(speculative_config=speculative, **parts))
+    status = tap_on.wait_for(
+        lambda f: isinstance(f.body, Status) and f.body.state == "refused"
+    ).body
+    assert feature in status.detail
+    assert "serve without" in status.detail
+    assert "load_model" not in vars(made)
