@@ -22,6 +22,7 @@ SABOTEUR = Path(__file__).parent / "saboteur"
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 START_SECONDS = 400
+FOREIGN = ("SIDECAR_", "VLLM_", "TRITON_")  # settings of whoever runs the tests
 BATCH_TOKENS = 256  # small, so that prompts of the tests are prefilled in chunks
 
 
@@ -284,11 +285,7 @@ class Stack:
 
     def _environ(self) -> dict[str, str]:
         cache = self.cache or self.folder / "vllm_cache"
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("SIDECAR_", "VLLM_", "TRITON_"))
-        }
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
         paths = [str(ROOT), *([str(SABOTEUR)] if self.sabotage else [])]
         return {
             **kept,

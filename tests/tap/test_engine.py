@@ -758,7 +758,8 @@ def test_readings_are_accounted_in_order_and_before_the_end(socket_path, guard) 
     assert sampler.accounted == [first, second]
     (table,) = record_of(said, "a").tables
     assert Cells.unpack(table).count.tolist() == [2, 0]
-    assert [table.group for body in said[Totals] for table in body.tables] == ["confidence"]
+    groups = [table.group for body in said[Totals] for table in body.tables]
+    assert groups == ["requests", "confidence"]
     (signed,) = signatures(said)
     assert 1.0 in np.frombuffer(signed.values, "<f4")
     assert sampler.cleared == [0]
@@ -867,7 +868,7 @@ def test_tables_are_split_over_frames_that_fit(socket_path, guard, monkeypatch) 
     samplers = tuple(Sampled() for _ in range(40))
     served = instrumented(socket_path, guard, samplers=samplers)
     said = served.flush()
-    assert [len(body.tables) for body in said[Totals]] == [32, 8]
+    assert [len(body.tables) for body in said[Totals]] == [1, 32, 8]  # the census goes alone
     table = samplers[0].whole.table()
     large = len(pack(Frame(Header("boot-one", Source("engine"), 1, 1, 1, 0), Totals([table] * 6))))
     monkeypatch.setattr(engine, "MAX_BYTES", 2 * large)

@@ -42,7 +42,7 @@ def test_tokens_are_measured_in_measured_steps_alone(steps_every, confidence_eve
 def test_the_first_orders_are_the_operators() -> None:
     """What the configuration asks for is in force before the first flush."""
     config = TapConfig(attention_every=3, attention_requests=5, confidence_every=7)
-    orders = Governor(config, [0], None).orders
+    orders = Governor(config, [0], None, None).orders
     assert (orders.attention_every, orders.attention_requests) == (3, 5)
     assert orders.confidence_every == 7
     assert orders.is_on

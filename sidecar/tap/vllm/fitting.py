@@ -15,7 +15,7 @@ from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.engine import EngineTap, Instruments
 from sidecar.tap.guard import Guard
-from sidecar.tap.rows import Ints
+from sidecar.tap.rows import NO_GAP, Ints
 from sidecar.tap.signature import evenly
 from sidecar.tap.sites import Site
 from sidecar.tap.stream import Reader
@@ -45,7 +45,7 @@ class Workbench:
     device: torch.device
     undo: contextlib.ExitStack
     instruments: Instruments
-    draft_counts: Callable[[list[str]], Ints]
+    draft_counts: Callable[[list[str]], Ints] = lambda _req_ids: NO_GAP
     readers: dict[int, Reader] = field(default_factory=dict)
     seats: list[Callable[[EngineTap], None]] = field(default_factory=list)
 
