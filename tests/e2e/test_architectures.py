@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pytest
 
+from tests.e2e import checks
 from tests.e2e.architectures import ARCHITECTURES, NUM_LAYERS, write_model
 from tests.e2e.compare import absolute, from_reference, relative
 from tests.e2e.harness import Stack
@@ -24,6 +25,7 @@ class Served(NamedTuple):
 
     stack: Stack
     requests: list[tuple[dict[str, Any], Rows]]
+    checked: list[checks.Served]
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
@@ -31,25 +33,28 @@ def served(request: pytest.FixtureRequest, folder: Path, prompts: Prompts) -> It
     """A float32 server of one architecture, after eight requests at once."""
     name = request.param
     model = write_model(name, folder / "models" / name)
-    stack = Stack(folder / name, dtype="float32", model=model, args=ARGS)
+    settings = {"dtype": "float32", "args": ARGS, "environ": checks.EVERYTHING}
+    stack = Stack(folder / name, model=model, **settings)
     try:
         stack.start()
-        yield Served(stack, _serve(stack, prompts.cut(LENGTHS, seed=5)))
+        yield _serve(stack, prompts.cut(LENGTHS, seed=5))
     finally:
         stack.stop()
 
 
-def _serve(stack: Stack, prompts: list[list[int]]) -> list[tuple[dict[str, Any], Rows]]:
+def _serve(stack: Stack, prompts: list[list[int]]) -> Served:
     calls = [
         {"prompt": prompt, "max_tokens": 2 + number, "cache_salt": str(number)}
         for number, prompt in enumerate(prompts)
     ]
     answers = stack.complete_all(calls)
-    found = []
+    served = Served(stack, [], [])
     for prompt, done in zip(prompts, answers, strict=True):
-        computed = prompt + done["tokens"][:-1]  # the last token is never fed back
-        found.append((stack.record(done["id"]), rows_of(stack.model, computed)))
-    return found
+        *computed, final = prompt + done["tokens"]  # the last token is never fed back
+        record = stack.record(done["id"])
+        served.requests.append((record, rows_of(stack.model, computed)))
+        served.checked.append(checks.Served(record, computed, weights=stack.model, final=final))
+    return served
 
 
 def every_row_is_measured(served: Served) -> None:
@@ -74,11 +79,25 @@ def influence_is_right(served: Served) -> None:
     assert absolute(_pairs(served, "block_influence")).max() < 1e-5
 
 
+def attention_is_right(served: Served) -> None:
+    """Mean over the heads, of each layer; windows and scales of the architecture in it."""
+    for each in served.checked:
+        checks.check_attention(each)
+
+
+def confidence_is_right(served: Served) -> None:
+    """Of every generated token, from the logits as the architecture makes them."""
+    for each in served.checked:
+        checks.check_confidence(each)
+
+
 CHECKS: Final[tuple[Callable[[Served], None], ...]] = (
     every_row_is_measured,
     rms_is_right,
     peak_is_right,
     influence_is_right,
+    attention_is_right,
+    confidence_is_right,
 )
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.e2e.checks import Served, check, observed
+from tests.e2e.attention_reference import heads_of
+from tests.e2e.checks import EVERYTHING, Served, check, observed
 from tests.e2e.harness import Stack, get_status, wait_for
 from tests.e2e.prompts import Prompts
 
@@ -21,7 +23,9 @@ pytestmark = pytest.mark.e2e
 
 NUM_REQUESTS = 16
 LAYERS = [0, 1, 2, 3]  # of the bundled model
-TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # without it the second finds no cores
+# Without the binding the second finds no cores.
+TWO_WORKERS = EVERYTHING | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+NUM_HEADS = 4  # of the bundled model
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,13 @@ class Told:
         """Engine workers that were heard, by name."""
         return {s["source"]: s for s in self.status["sources"] if s["role"] == "engine"}
 
-    def served(self, source: str) -> Iterator[Served]:
-        """Requests that `source` measured."""
+    def served(self, source: str, **rank: Any) -> Iterator[Served]:
+        """Requests that `source` measured; `rank` tells what it has of each."""
         for name, reply in self.replies.items():
             if source in self.records[name]:
-                tokens = reply["prompt"] + reply["tokens"][:-1]
-                yield Served(self.records[name][source], tokens, reply["cached"])
+                *tokens, final = reply["prompt"] + reply["tokens"]
+                record = self.records[name][source]
+                yield Served(record, tokens, reply["cached"], final=final, **rank)
 
     def total(self, metric: str, engine: int) -> float:
         """Sum of all series of a counter of one engine."""
@@ -125,7 +130,8 @@ def _check_all_live(told: Told, names: list[str]) -> None:
 
 def test_the_first_tensor_parallel_worker_measures_the_whole_stream(tensor: Told) -> None:
     """Every request of a crowd has all layers, right numbers and each row once."""
-    served = list(tensor.served("engine-dp0-pp0-tp0"))
+    half = slice(0, NUM_HEADS // 2)
+    served = list(tensor.served("engine-dp0-pp0-tp0", heads=half))
 
     assert len(served) == NUM_REQUESTS
     for each in served:
@@ -142,11 +148,38 @@ def test_the_second_tensor_parallel_worker_repeats_nothing(tensor: Told) -> None
     assert tensor.total("observed_requests", 0) == NUM_REQUESTS
 
 
+def test_each_tensor_parallel_worker_measures_its_heads(tensor: Told) -> None:
+    """Together they have every head of every layer, each under its global number and once."""
+    rows: dict[tuple[str, str], float] = defaultdict(float)
+    entropy: dict[str, float] = defaultdict(float)
+    pattern = re.compile(
+        r'llm_internals_attention_entropy_ratio_(count|sum)\{.*layer="(\d)".*head="(\d)"\}'
+    )
+    for name, value in tensor.samples.items():
+        if found := pattern.fullmatch(name):
+            kind, layer, head = found.groups()
+            if kind == "count":
+                rows[layer, head] += value
+            else:
+                entropy[head] += value
+    served = list(tensor.served("engine-dp0-pp0-tp0"))
+    expected = np.zeros(NUM_HEADS)
+    for each in served:
+        first = each.record["num_prompt_tokens"] - 1
+        expected += heads_of(each.weights, each.tokens)[first:, :, :, 0].sum((0, 1))
+
+    computed = sum(len(s.tokens) - s.record["num_prompt_tokens"] + 1 for s in served)
+    assert set(rows) == {(str(k), str(h)) for k in LAYERS for h in range(NUM_HEADS)}
+    assert set(rows.values()) == {computed}
+    measured = [entropy[str(head)] for head in range(NUM_HEADS)]
+    np.testing.assert_allclose(measured, expected, rtol=1e-3)
+
+
 def test_each_pipeline_stage_measures_its_layers_by_their_global_ids(pipeline: Told) -> None:
     """Together the stages have every layer of every request once, with the right numbers."""
     _check_all_live(pipeline, ["engine-dp0-pp0-tp0", "engine-dp0-pp1-tp0"])
     for source, layers in (("engine-dp0-pp0-tp0", LAYERS[:2]), ("engine-dp0-pp1-tp0", LAYERS[2:])):
-        served = list(pipeline.served(source))
+        served = list(pipeline.served(source, is_last=layers == LAYERS[2:]))
         assert len(served) == NUM_REQUESTS
         for each in served:
             assert each.record["layers"] == layers

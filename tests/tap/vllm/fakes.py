@@ -94,6 +94,9 @@ class RunnerV1:
     def _model_forward(self, input_ids: Any = None, positions: Any = None, **_: Any) -> Any:
         return self.model(positions, input_ids)
 
+    def sample_tokens(self, grammar_output: Any = None) -> Any:
+        """The second half of a step; here no token comes of it."""
+
     def execute_model(self, output: SchedulerOutput, intermediate_tensors: Any = None) -> Any:
         """A step: prepare the persistent batch in its own order, and run the model."""
         if not output.total_num_scheduled_tokens:

@@ -60,7 +60,7 @@ class Seated:
         self.roster = Roster()
         self.orders = Orders()
         self.last_step: Step | None = None
-        self.step = 0
+        self.step = -1
 
     def fit(self) -> "Seated":
         fit(self.bench, {"confidence": confidence.fit})
@@ -245,7 +245,7 @@ def test_orders_are_obeyed(runner) -> None:
     made = Seated(runner()).fit()
     for every, counted in ((3, 2), (0, 0)):
         before = made.totals().count[0]
-        made.orders, made.step = Orders(confidence_every=every), 0
+        made.orders, made.step = Orders(confidence_every=every), -1
         for _ in range(4):  # steps 0 to 3
             made.observe(batch_of("a"))
             made.sample(logits_of(1))
