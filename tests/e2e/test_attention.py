@@ -12,8 +12,8 @@ import pytest
 
 from sidecar.wire.frame import Cells, Request
 from tests.e2e.attention_reference import heads_of
+from tests.e2e.frames import Frames
 from tests.e2e.harness import MODEL, Stack, wait_for
-from tests.e2e.inbox import Inbox
 from tests.e2e.prompts import Prompts
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +42,7 @@ class Engine:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.inbox = Inbox(stack.socket)
+        self.frames = Frames(stack.socket)
 
     def serve(self, calls: list[dict[str, Any]]) -> list[Served]:
         """Serve `calls` at once; each with its record and its reference."""
@@ -50,7 +50,7 @@ class Engine:
             replies = list(pool.map(lambda call: self.stack.complete(**call), calls))
         served = []
         for call, reply in zip(calls, replies, strict=True):
-            request = wait_for(lambda reply=reply: self.inbox.request(reply["id"]), "a record")
+            request = self.frames.request(reply["id"])
             tokens = call["prompt"] + reply["tokens"][:-1]  # the last one is never fed back
             served.append(Served(reply, request, heads_of(MODEL, tokens)))
         return served
@@ -78,7 +78,7 @@ def _started(stack: Stack) -> Iterator[Engine]:
         yield made
     finally:
         stack.stop()
-        made.inbox.close()
+        made.frames.close()
 
 
 def _crowd(prompts: Prompts, salt: str) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def _errors(served: Served) -> np.ndarray:
 
 def test_a_crowd_is_measured_as_dense_attention_is(engine: Engine, prompts: Prompts) -> None:
     """Of 24 concurrent requests, chunked and cached, each mean and each head's total is right."""
-    before = engine.inbox.cells("attention")
+    before = engine.frames.cells("attention")
     calls = _crowd(prompts, "crowd")
     # The trunk goes first, so that its family finds it in the cache.
     trunk = {"prompt": [*calls[0]["prompt"][:SHARED], 1], "max_tokens": 1}
@@ -134,7 +134,7 @@ def test_a_crowd_is_measured_as_dense_attention_is(engine: Engine, prompts: Prom
     num_rows = [sum(len(_rows(each)[phase]) for each in served) for phase in (0, 1)]
 
     def totals() -> Cells | None:
-        cells = engine.inbox.cells("attention")
+        cells = engine.frames.cells("attention")
         if cells is None:
             return None
         counted = cells.count - (0 if before is None else before.count)
@@ -157,9 +157,9 @@ def test_a_dummy_batch_after_a_large_one_harms_nobody(engine: Engine, prompts: P
     (after,) = engine.serve([{"prompt": short, "max_tokens": 6, "request_id": "after"}])
 
     assert _errors(after).max() < 1e-3
-    assert engine.inbox.status.state == "live"
-    assert engine.inbox.status.errors == {}
-    assert "attention" not in engine.inbox.status.absent
+    assert engine.frames.status.state == "live"
+    assert engine.frames.status.errors == {}
+    assert "attention" not in engine.frames.status.absent
 
 
 def test_the_rows_of_the_step_before_are_caught(folder: Path, prompts: Prompts) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sidecar.wire.frame import Request
+from tests.e2e.frames import Frames, group_of, moments_of, served
 from tests.e2e.harness import MODEL, Stack, get_text, wait_for
 from tests.e2e.prompts import Prompts
 from tests.e2e.reference import logits_of
-from tests.e2e.tables import Tables, group_of, moments_of, tabled
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +28,7 @@ class Served(NamedTuple):
     """A server, and the frames of its tap."""
 
     stack: Stack
-    tables: Tables
+    frames: Frames
 
     def ask(self, prompt: list[int], max_tokens: int, name: str, **options: Any) -> dict[str, Any]:
         """The whole reply to a completion; greedy unless said otherwise."""
@@ -38,7 +38,7 @@ class Served(NamedTuple):
 
     def request(self, reply: dict[str, Any], child: int | None = None) -> Request:
         """What was measured of it."""
-        return self.tables.request(reply["id"], child)
+        return self.frames.request(reply["id"], child)
 
     def ask_all(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Many at once."""
@@ -50,8 +50,8 @@ class Served(NamedTuple):
 def plain(folder: Path) -> Iterator[Served]:
     """A float32 server."""
     stack = Stack(folder / "confidence", dtype="float32", args=(EAGER,))
-    with tabled(stack) as tables:
-        yield Served(stack, tables)
+    with served(stack) as frames:
+        yield Served(stack, frames)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def speculative(folder: Path) -> Iterator[Served]:
     """The same server, guessing tokens from what stood before."""
     args = (EAGER, "--speculative-config", NGRAM)
     stack = Stack(folder / "ngram", dtype="float32", args=args)
-    with tabled(stack) as tables:
-        yield Served(stack, tables)
+    with served(stack) as frames:
+        yield Served(stack, frames)
 
 
 def tokens_of(reply: dict[str, Any], child: int = 0) -> list[int]:
@@ -196,8 +196,8 @@ def test_the_totals_are_the_sum_of_the_requests(plain: Served, prompts: Prompts)
     """Nothing is counted that no request has, warm-up included."""
 
     def agree() -> bool:
-        cells = [group_of(r, "confidence") for r in list(plain.tables.requests.values())]
-        total = plain.tables.total("confidence")
+        cells = [group_of(r, "confidence") for r in plain.frames.records]
+        total = plain.frames.cells("confidence")
         sums = np.sum([each.sums for each in cells], axis=0)
         return int(total.count.sum()) == sum(int(each.count.sum()) for each in cells) and bool(
             np.allclose(total.sums, sums, rtol=1e-9)
@@ -205,20 +205,20 @@ def test_the_totals_are_the_sum_of_the_requests(plain: Served, prompts: Prompts)
 
     plain.ask(prompts.cut([10], seed=48)[0], 4, "last")
     wait_for(agree, "totals and requests agree", 5)
-    assert plain.tables.status is not None
-    assert plain.tables.status.errors == {}
-    assert "confidence" not in plain.tables.status.absent
+    assert plain.frames.status is not None
+    assert plain.frames.status.errors == {}
+    assert "confidence" not in plain.frames.status.absent
 
 
 def test_a_request_that_its_client_gave_up_is_told_of(plain: Served, prompts: Prompts) -> None:
     """Its id arrives once; those that ended are not among the given up."""
     ended = plain.ask(prompts.cut([20], seed=49)[0], 5, "ended")
     plain.stack.abort(prompts.cut([20], seed=50)[0], 900, 3, "given-up")
-    wait_for(lambda: plain.tables.aborted, "an abort is told of", 10)
-    (name,) = plain.tables.aborted
+    wait_for(lambda: plain.frames.aborted, "an abort is told of", 10)
+    (name,) = plain.frames.aborted
     assert name.startswith("cmpl-given-up-0-")
-    assert plain.tables.request("cmpl-given-up").id == name
-    assert plain.request(ended).id not in plain.tables.aborted
+    assert plain.frames.request("cmpl-given-up").id == name
+    assert plain.request(ended).id not in plain.frames.aborted
 
 
 def repetitive(prompts: Prompts) -> list[dict[str, Any]]:
@@ -265,11 +265,11 @@ def test_rows_of_rejected_drafts_belong_to_nobody(
     proposed = counter(speculative.stack, "spec_decode_num_draft_tokens")
     accepted = counter(speculative.stack, "spec_decode_num_accepted_tokens")
     assert 0 < accepted < proposed
-    total = speculative.tables.coverage()
+    total = speculative.frames.coverage()
     # vLLM also counts drafts that were right but stood after the end of their request.
     assert 0 <= total.rejected - (proposed - accepted) <= NUM_DRAFTS * len(calls)
     assert total.lost == total.recomputed == 0
-    requests = list(speculative.tables.requests.values())
+    requests = speculative.frames.records
     assert total.observed == np.sum([r.coverage.observed for r in requests], axis=0).tolist()
 
 
@@ -291,5 +291,5 @@ def test_a_crowd_with_drafts_has_the_models_own_values(
     calls[3] |= {"temperature": 0.8}
     for call, reply in zip(calls, speculative.ask_all(calls), strict=True):
         check(speculative, call["prompt"], reply)
-    assert speculative.tables.status is not None
-    assert speculative.tables.status.errors == {}
+    assert speculative.frames.status is not None
+    assert speculative.frames.status.errors == {}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sidecar.tap.budget import LEVELS
+from tests.e2e.frames import Frames
 from tests.e2e.harness import ROOT, Stack, wait_for
-from tests.e2e.mailbox import Mailbox, reading
 from tests.e2e.prompts import Prompts
 
 pytestmark = pytest.mark.e2e
@@ -26,9 +26,9 @@ LAST = NUM_LAYERS - 1
 class Steered:
     """A server, and what its tap says of it."""
 
-    def __init__(self, stack: Stack, mailbox: Mailbox) -> None:
+    def __init__(self, stack: Stack, frames: Frames) -> None:
         self.stack = stack
-        self.mailbox = mailbox
+        self.frames = frames
         self.num_rows = 0
         self.num_served = 0
 
@@ -40,7 +40,7 @@ class Steered:
             command, env=environ, capture_output=True, text=True, timeout=60, check=True
         )
         _, _, revision = done.stdout.partition("\n")[0].partition(": revision ")
-        self.mailbox.wait_for_revision(revision)
+        self.frames.wait_for_revision(revision)
 
     def serve(self, prompt: list[int], **options: Any) -> dict[str, Any]:
         """One completion with nothing of it cached; returns when the tap has told of all rows."""
@@ -49,14 +49,14 @@ class Steered:
         reply = self.stack.complete(prompt, NUM_GENERATED, cache_salt=salt, **options)
         self.num_rows += NUM_ROWS
         # The end of a request is told to the worker by the next step, or a short while after.
-        self.mailbox.wait_for_rows(self.num_rows)
+        self.frames.wait_for_rows(self.num_rows)
         return reply
 
     def grown(self, prompt: list[int], **options: Any) -> dict[int, int]:
         """Rows that a completion adds to each layer; layers without any left out."""
-        before = self.mailbox.counts()
+        before = self.frames.counts()
         self.serve(prompt, **options)
-        after = self.mailbox.counts()
+        after = self.frames.counts()
         grown = {layer: count - before.get(layer, 0) for layer, count in after.items()}
         return {layer: count for layer, count in grown.items() if count}
 
@@ -68,10 +68,10 @@ class Steered:
 
 def steered(stack: Stack) -> Iterator[Steered]:
     try:
-        with reading(stack.socket) as mailbox:
+        with Frames(stack.socket) as frames:
             stack.start_engine()
-            wait_for(lambda: mailbox.status and mailbox.status.num_layers, "a first word")
-            yield Steered(stack, mailbox)
+            wait_for(lambda: frames.status and frames.status.num_layers, "a first word")
+            yield Steered(stack, frames)
     finally:
         stack.stop()
 
@@ -103,59 +103,59 @@ def test_orders_change_between_requests_without_a_new_graph(
     assert engine.grown(prompt) == dict.fromkeys((0, 2, LAST), NUM_ROWS)
 
     engine.control("--off")
-    shed = engine.mailbox.coverage().shed
+    shed = engine.frames.coverage().shed
     assert engine.serve(prompt)["tokens"] == plain
-    assert engine.mailbox.coverage().shed - shed == NUM_ROWS
+    assert engine.frames.coverage().shed - shed == NUM_ROWS
     assert engine.grown(prompt) == {}
 
     engine.control("--on", "--layers", "all", "--steps-every", "2")
-    shed = engine.mailbox.coverage().shed
+    shed = engine.frames.coverage().shed
     half = engine.grown(prompt)
     assert set(half) == set(everywhere)
     assert len(set(half.values())) == 1
     assert 0 < half[0] < NUM_ROWS
-    assert half[0] + engine.mailbox.coverage().shed - shed == NUM_ROWS
+    assert half[0] + engine.frames.coverage().shed - shed == NUM_ROWS
 
     engine.control("--clear")
     assert engine.grown(prompt) == everywhere
     assert engine.serve(prompt)["tokens"] == plain
     assert engine.compilations() == num_compilations
-    status = engine.mailbox.status
+    status = engine.frames.status
     assert status is not None
     assert (status.state, status.errors, status.control) == ("live", {}, "")
-    assert engine.mailbox.coverage().lost == 0
+    assert engine.frames.coverage().lost == 0
 
 
 def test_a_bad_control_is_told_and_changes_nothing(engine: Steered, prompt: list[int]) -> None:
     """The last good one stays in force; requests are served and measured by it."""
     engine.control("--layers", "1")
-    revision = engine.mailbox.status and engine.mailbox.status.control
+    revision = engine.frames.status and engine.frames.status.control
     engine.stack.socket.with_name("control.json").write_text('{"is_on": "no"}')
 
     def told() -> str | None:
-        return engine.mailbox.status and engine.mailbox.status.absent.get("control")
+        return engine.frames.status and engine.frames.status.absent.get("control")
 
     assert "is_on" in wait_for(told, "a refusal")
     assert engine.grown(prompt) == {1: NUM_ROWS}
-    assert engine.mailbox.status is not None
-    assert engine.mailbox.status.control == revision
-    assert engine.mailbox.status.errors == {"control": 1}
+    assert engine.frames.status is not None
+    assert engine.frames.status.control == revision
+    assert engine.frames.status.errors == {"control": 1}
     engine.control("--clear")
-    assert engine.mailbox.status.absent.get("control") is None
+    assert engine.frames.status.absent.get("control") is None
 
 
 def test_a_client_may_force_its_request_or_opt_out(engine: Steered, prompt: list[int]) -> None:
     """Forced: the tap knows it for one. Opted out: no record, no row of a layer, but the count."""
     forced = engine.serve(prompt, vllm_xargs={"llm_internals": "all"}, request_id="forced")
-    before = engine.mailbox.coverage()
+    before = engine.frames.coverage()
     assert engine.grown(prompt, vllm_xargs={"llm_internals": "off"}, request_id="out") == {}
-    after = engine.mailbox.coverage()
+    after = engine.frames.coverage()
     assert after.opted_out - before.opted_out == NUM_ROWS
     assert after.observed == before.observed
     plain = engine.serve(prompt, request_id="plain")
-    wait_for(lambda: engine.mailbox.has_record(plain["id"]), "a record")
-    assert engine.mailbox.has_record(forced["id"])
-    assert not any("out" in req_id for req_id in engine.mailbox.req_ids)
+    wait_for(lambda: engine.frames.find(plain["id"]), "a record")
+    assert engine.frames.find(forced["id"])
+    assert not any("out" in record.id for record in engine.frames.records)
     said = [
         line.partition("saboteur: forced ")[2]
         for line in (engine.stack.folder / "vllm.log").read_text().splitlines()
@@ -180,16 +180,16 @@ def test_a_tap_over_its_budget_sheds_and_serves_on(thrifty: Steered, prompt: lis
 
     def worn_out() -> bool:
         assert thrifty.serve(prompt)["tokens"] == plain
-        status = thrifty.mailbox.status
+        status = thrifty.frames.status
         return status is not None and status.shed_level == len(LEVELS) - 1
 
     wait_for(worn_out, "the highest level", 60)
-    status, before = thrifty.mailbox.status, thrifty.mailbox.coverage()
+    status, before = thrifty.frames.status, thrifty.frames.coverage()
     assert status is not None
     assert status.cost_share > 0.0001
     assert status.state == "live"
     grown = thrifty.grown(prompt)
-    after = thrifty.mailbox.coverage()
+    after = thrifty.frames.coverage()
     assert set(grown) <= {0, LAST}  # of four layers, a quarter with its ends is two
     assert after.shed > before.shed
     assert sum(grown.values()) <= len(grown) * (NUM_ROWS - (after.shed - before.shed))

@@ -216,7 +216,7 @@ def test_a_bad_probe_file_is_told_of_and_the_rest_goes_on(folder: Path, prompts:
         done = stack.complete(prompt, 4)
         request = frames.request(done["id"])
         layout, signature = frames.signature(done["id"])
-        status = frames.status(lambda status: status.state == "live")
+        status = frames.wait_for_status(lambda status: status.state == "live")
     finally:
         stack.stop()
         frames.close()

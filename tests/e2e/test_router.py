@@ -9,10 +9,10 @@ import pytest
 
 from sidecar.wire.frame import Cells, Request, Signatures
 from tests.e2e.architectures import write_model
+from tests.e2e.frames import Frames
 from tests.e2e.harness import BATCH_TOKENS, Stack, wait_for
 from tests.e2e.prompts import Prompts
 from tests.e2e.reference import Decisions, decisions_of
-from tests.e2e.router_frames import Frames
 
 pytestmark = pytest.mark.e2e
 
@@ -32,7 +32,7 @@ def served(folder: Path, prompts: Prompts) -> Iterator[Served]:
     """A compiled float32 server of a tiny mixture of experts, after a dozen requests at once."""
     model = write_model("qwen3_moe", folder / "models" / "router")
     stack = Stack(folder / "router", dtype="float32", model=model)
-    with Frames(stack) as frames:
+    with Frames(stack.socket) as frames:
         try:
             stack.start_engine()
             yield Served(frames, _serve(stack, frames, prompts.cut(LENGTHS, seed=11)))
@@ -86,7 +86,7 @@ def test_every_row_is_counted_at_the_experts_it_was_sent_to(served: Served) -> N
     want = np.stack([np.bincount(e.ravel(), minlength=NUM_EXPERTS) for e in experts.swapaxes(0, 1)])
 
     def load() -> np.ndarray | None:
-        table = served.frames.totals("expert_load")
+        table = served.frames.table("expert_load")
         counts = None if table is None else Cells.unpack(table).count
         return counts if counts is not None and counts.sum() >= want.sum() else None
 
@@ -98,7 +98,7 @@ def test_every_row_is_counted_at_the_experts_it_was_sent_to(served: Served) -> N
 
 def test_totals_are_the_sum_of_the_requests(served: Served) -> None:
     """Over all requests the same rows are added up once."""
-    table = served.frames.totals("router")
+    table = served.frames.table("router")
     totals = Cells.unpack(table)
     requests = [_cells(request) for request, _ in served.requests]
     np.testing.assert_array_equal(totals.count, sum(each.count for each in requests))
@@ -107,8 +107,8 @@ def test_totals_are_the_sum_of_the_requests(served: Served) -> None:
 
 def test_signatures_carry_the_gates(served: Served) -> None:
     """The layout names the layers of the gates, nothing is absent, and nothing went wrong."""
-    assert served.frames.of(Signatures)[-1].layout.router_layers == [0, 1, 2]
-    status = served.frames.status()
+    assert served.frames.all(Signatures)[-1].layout.router_layers == [0, 1, 2]
+    status = served.frames.status
     assert not {"router", "expert_load"} & set(status.absent)
     assert not status.errors
     assert status.state == "live"
