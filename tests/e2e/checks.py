@@ -1,6 +1,6 @@
 """What must hold of a request, whatever the way it was served: right numbers, each row once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Served:
     tokens: list[int]
     cached: int = 0
     weights: Path = MODEL
-    heads: slice = slice(None)
+    heads: slice = field(default_factory=lambda: slice(None))
     is_last: bool = True
     final: int | None = None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.adapters import Adapter
-from tests.e2e.checks import Served, check, check_residual, observed
+from tests.e2e.checks import EVERYTHING, Served, check, check_residual, observed
 from tests.e2e.harness import Stack, get_text, serving, wait_for
 from tests.e2e.prompts import Prompts
 
@@ -38,7 +38,7 @@ def server(folder: Path, adapters: dict[str, Adapter]) -> Iterator[Stack]:
     args = ("--enforce-eager", "--num-gpu-blocks-override", str(NUM_BLOCKS), "--enable-lora")
     # One slot more than adapters: vLLM 0.32 on a CPU gives the last slot to rows without one.
     args += ("--max-loras", "3", "--lora-modules", *modules)
-    environ = {"SIDECAR_ADAPTERS": "a"}
+    environ = EVERYTHING | {"SIDECAR_ADAPTERS": "a"}
     yield from serving(Stack(folder / "modes", dtype="float32", args=args, environ=environ))
 
 
