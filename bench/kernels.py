@@ -77,7 +77,8 @@ class CudaTimer:
         torch.cuda.synchronize()
         events = [self._launch(call) for _ in range(self._repetitions)]
         torch.cuda.synchronize()
-        return statistics.median(start.elapsed_time(end) / 1e3 for start, end in events)
+        seconds: list[float] = [start.elapsed_time(end) / 1e3 for start, end in events]
+        return statistics.median(seconds)
 
     def _launch(self, call: Callable[[], object]) -> tuple[Any, Any]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
