@@ -8,7 +8,7 @@ keeps failing is disarmed alone.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -18,40 +18,30 @@ from sidecar.config import TapConfig
 from sidecar.tap import signature
 from sidecar.tap.governor import Governor
 from sidecar.tap.guard import Guard
-from sidecar.tap.instrument import Instrument, Pending, RowInstrument, Sampler
+from sidecar.tap.instrument import Instruments, Pending, RowInstrument, Sampler, site_of
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
 from sidecar.tap.meter import Meter
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.orders import Orders
 from sidecar.tap.pump import Pump, Work
+from sidecar.tap.records import Ended, Records
 from sidecar.tap.ring import Loan
-from sidecar.tap.roster import Entry, Roster
+from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, Ints, Plan, RowMap
 from sidecar.tap.slab import Selection, Slab
-from sidecar.tap.tally import Tally
 from sidecar.wire.channel import Sender
 from sidecar.wire.fields import MAX_LONG_TEXT
 from sidecar.wire.frame import (
-    MAX_BYTES,
-    MAX_TABLES,
     Body,
-    Request,
-    Requests,
-    Signature,
-    Signatures,
     Status,
-    Table,
     TapState,
-    Totals,
 )
 from sidecar.wire.signature import Layout
 
 MAX_PENDING: Final = 4096  # events between two polls; more means that the pump has stopped
 # Between two signatures of one long request: a little less than a second, so that of flushes a
 # second apart none comes too early.
-SIGNATURE_NS: Final = 900_000_000
-MAX_RUNNING: Final = 32  # long requests signed in one flush: some milliseconds of the pump's time
 
 
 @dataclass
@@ -93,15 +83,6 @@ class Reading(NamedTuple):
         return self.pending.is_ready
 
 
-class Ended(NamedTuple):
-    """A request that is over, the slot it held, and what was known of it."""
-
-    req_id: str
-    slot: int
-    entry: Entry
-    is_ready: bool = True
-
-
 @dataclass
 class Verdict:
     """State of the tap and why; written by the pump thread, read by it alone."""
@@ -110,26 +91,6 @@ class Verdict:
     reason: str = "no_forward_pass"
     detail: str = "no forward pass has been measured yet; send a request"
     dead_layers: list[int] = field(default_factory=list)
-
-
-@dataclass
-class Instruments:
-    """What is measured beside the residual stream.
-
-    layout: of the signatures. sketches: [sketched layers, 2, size] of a request slot.
-    absent: groups of signals this engine cannot give, with the reason.
-    """
-
-    layout: Layout
-    rows: list[RowInstrument] = field(default_factory=list)
-    samplers: list[Sampler] = field(default_factory=list)
-    sketches: Callable[[int], signature.Floats] | None = None
-    absent: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def all(self) -> list[Instrument]:
-        """Of both kinds."""
-        return [*self.rows, *self.samplers]
 
 
 class EngineTap:
@@ -167,16 +128,15 @@ class EngineTap:
         self._guard = guard
         self._rows = RowMap(2 * max_requests)
         self._ledger = Ledger(layer_ids, self._rows.capacity)
-        self._census = Tally("requests", [self.roster.adapters])
         self._liveness = Liveness(layer_ids)
         self._instruments = instruments or Instruments(
             Layout(signature.evenly(layer_ids, config.signature_layers))
         )
         self._events: deque[Step | Reading | Ended] = deque()
         self._undecided: Step | None = None
-        self._finished: list[Request] = []
-        self._signatures: list[Signature] = []
-        self._signed_ns: dict[int, int] = {}
+        self._records = Records(
+            config, layer_ids, self._ledger, self.roster, self._instruments, guard
+        )
         self._is_armed = False
         work = Work(self._drain, self._bodies, lambda: self._ledger.num_steps)
         self._pump = Pump(sender, work, guard, config.flush_seconds)
@@ -264,7 +224,7 @@ class EngineTap:
         return [site for site in disarmed if site not in self._sites()] if disarmed else disarmed
 
     def _sites(self) -> set[str]:
-        return set(map(_site, self._instruments.all))
+        return set(map(site_of, self._instruments.all))
 
     def _settle_doubt(self) -> None:
         """Nobody said which drafts were accepted: those rows are in doubt, so not counted."""
@@ -280,7 +240,7 @@ class EngineTap:
         step.loan = self._slab.collect(step.plan, orders.selection)
         if step.loan is not None:
             for instrument in self._instruments.rows:
-                pending = self._guard.run(_site(instrument), instrument.collect, step.plan)
+                pending = self._guard.run(site_of(instrument), instrument.collect, step.plan)
                 if pending is not None:
                     step.extras.append((instrument, pending))
 
@@ -291,9 +251,9 @@ class EngineTap:
                     self.governor.passed(step.t_ns)
                     self._account(step)
                 case Reading(sampler, pending):
-                    self._guard.run_aside(_site(sampler), sampler.account, pending)
+                    self._guard.run_aside(site_of(sampler), sampler.account, pending)
                 case Ended() as ended:
-                    self._end(ended)
+                    self._records.end(ended)
 
     def _account(self, step: Step) -> None:
         kept = None if step.accepted is None else step.plan.accept(step.accepted)
@@ -301,7 +261,7 @@ class EngineTap:
             self._add(step)
         finally:
             for each, pending in step.extras:
-                self._guard.run_aside(_site(each), each.account, pending, step.plan, kept)
+                self._guard.run_aside(site_of(each), each.account, pending, step.plan, kept)
 
     def _add(self, step: Step) -> None:
         plan, selection = step.plan, step.selection
@@ -322,116 +282,13 @@ class EngineTap:
         finally:
             self._slab.release(step.loan)
 
-    def _end(self, ended: Ended) -> None:
-        slot, entry = ended.slot, ended.entry
-        num_generated = self._ledger.num_generated(slot)
-        request = self._ledger.finish(ended.req_id, slot, is_out=entry.is_out)
-        try:
-            if request is not None and self._layer_ids and not entry.is_out:
-                self._count(entry)
-                self._complete(request, slot, entry)
-                if self._config.signatures:
-                    signed = self._sign(request, slot, num_generated, is_final=True)
-                    self._signatures.append(signed)
-                if self._config.requests:
-                    self._finished.append(request)
-        finally:
-            self._signed_ns.pop(slot, None)
-            for instrument in self._instruments.all:
-                self._guard.run_aside(_site(instrument), instrument.clear, slot)
-
-    def _count(self, entry: Entry) -> None:
-        adapter = np.array([self.roster.adapters.index(entry.adapter)])
-        self._census.add(np.zeros(1, np.int64), adapter, np.zeros((1, 0)))
-
-    def _complete(self, request: Request, slot: int, entry: Entry) -> None:
-        request.adapter = entry.adapter
-        request.preemptions = entry.preemptions
-        for instrument in self._instruments.all:
-            request.tables += self._tables(instrument, lambda i: i.of_request(slot))
-
-    def _tables(
-        self, instrument: Instrument, read: Callable[[Instrument], Iterable[Table]]
-    ) -> list[Table]:
-        return self._guard.run_aside(_site(instrument), lambda: list(read(instrument))) or []
-
-    def _sign(
-        self, request: Request, slot: int, num_generated: int, *, is_final: bool
-    ) -> Signature:
-        kit = self._instruments
-        sketches = None if kit.sketches is None else kit.sketches(slot)
-        return Signature(
-            request.id,
-            request.end_ns,
-            is_final,
-            request.num_prompt_tokens,
-            num_generated,
-            request.adapter,
-            request.preemptions,
-            signature.values(kit.layout, self._layer_ids, request, sketches)
-            .astype("<f4", copy=False)
-            .tobytes(),
-        )
-
-    def _sign_running(self) -> None:
-        """Signatures of requests that have run for another second, the longest unsigned first."""
-        now = time.time_ns()
-        running = self._ledger.running_since(now - SIGNATURE_NS)
-        due = [(self._signed_ns.get(slot, 0), slot, req_id) for slot, req_id in running]
-        due = [each for each in due if each[0] <= now - SIGNATURE_NS]
-        for _, slot, req_id in sorted(due)[:MAX_RUNNING]:
-            request = self._ledger.peek(req_id, slot)
-            # One that the roster knows no more has ended: its last signature is on its way.
-            if request is not None and req_id in self.roster:
-                self._signed_ns[slot] = now
-                self._complete(request, slot, self.roster.get(req_id))
-                num_generated = self._ledger.num_generated(slot)
-                signed = self._sign(request, slot, num_generated, is_final=False)
-                self._signatures.append(signed)
-
     def _bodies(self) -> Iterator[Body]:
         if self._is_armed:  # while graphs are captured, nobody may ask the device anything
             self._guard.run_aside("govern", self.governor.govern)
         yield self._status()
         if self._layer_ids:
             yield self._ledger.layers()
-            yield Totals([self._census.table()])
-        yield from self._totals()
-        if self._layer_ids:
-            yield from self._of_requests()
-
-    def _of_requests(self) -> Iterator[Requests | Signatures]:
-        finished, self._finished = self._finished, []
-        for start in range(0, len(finished), step := self._requests_per_frame(finished)):
-            yield Requests(self._layer_ids, finished[start : start + step])
-        if self._config.signatures:
-            self._sign_running()
-        signed, self._signatures = self._signatures, []
-        for start in range(0, len(signed), step := self._signatures_per_frame(signed)):
-            yield Signatures(self._instruments.layout, signed[start : start + step])
-
-    def _totals(self) -> Iterator[Totals]:
-        tables: list[Table] = []
-        size = 0
-        for instrument in self._instruments.all:
-            for table in self._tables(instrument, lambda i: i.totals()):
-                size += _num_bytes(table)
-                if tables and (size > MAX_BYTES // 2 or len(tables) == MAX_TABLES):
-                    yield Totals(tables)
-                    tables, size = [], _num_bytes(table)
-                tables.append(table)
-        if tables:
-            yield Totals(tables)
-
-    def _requests_per_frame(self, finished: list[Request]) -> int:
-        # sums, extremes and counts of one request; see frame.Moments.
-        moments = 4 * len(self._layer_ids) * (72 + 24 + 8) + 1024
-        tables = max((sum(map(_num_bytes, each.tables)) for each in finished), default=0)
-        return max(1, MAX_BYTES // 2 // (moments + tables))
-
-    def _signatures_per_frame(self, signed: list[Signature]) -> int:
-        size = len(signed[0].values) + 1024 if signed else 1
-        return max(1, MAX_BYTES // 2 // size)
+        yield from self._records.bodies()
 
     def _status(self) -> Status:
         verdict = self._verdict()
@@ -468,13 +325,3 @@ class EngineTap:
             )
             return Verdict("dead", "no_pulse", detail, dead)
         return Verdict("live", "", "")
-
-
-def _site(instrument: Instrument) -> str:
-    """Where the exceptions of an instrument are counted."""
-    return type(instrument).__name__
-
-
-def _num_bytes(table: Table) -> int:
-    labels = sum(len(label) + 2 for axis in table.axes for label in axis)
-    return len(table.count) + len(table.sums) + len(table.extremes) + len(table.last) + labels

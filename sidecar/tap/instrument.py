@@ -5,14 +5,17 @@ it was launched, like the slab. A sampler is handed what it reads by its own sea
 the logits) and hands back a `Pending` of its own. Both are read by the pump alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.tap import signature
 from sidecar.tap.rows import Plan
 from sidecar.wire.frame import Table
+from sidecar.wire.signature import Layout
 
 
 class Pending(Protocol):
@@ -51,3 +54,28 @@ class RowInstrument(Instrument, Protocol):
 
     def account(self, pending: Any, plan: Plan, kept: NDArray[np.bool_] | None) -> None:
         """Add up and free it. kept: [G] groups to count, when drafts were rejected."""
+
+
+@dataclass
+class Instruments:
+    """What is measured beside the residual stream.
+
+    layout: of the signatures. sketches: [sketched layers, 2, size] of a request slot.
+    absent: groups of signals this engine cannot give, with the reason.
+    """
+
+    layout: Layout
+    rows: list[RowInstrument] = field(default_factory=list)
+    samplers: list[Sampler] = field(default_factory=list)
+    sketches: Callable[[int], signature.Floats] | None = None
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def all(self) -> list[Instrument]:
+        """Of both kinds."""
+        return [*self.rows, *self.samplers]
+
+
+def site_of(instrument: Instrument) -> str:
+    """Where the exceptions of an instrument are counted."""
+    return type(instrument).__name__

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from sidecar.config import TapConfig
-from sidecar.tap import engine
-from sidecar.tap.engine import MAX_PENDING, MAX_RUNNING, EngineTap, Instruments
+from sidecar.tap import engine, records
+from sidecar.tap.engine import MAX_PENDING, EngineTap
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.probes import row_signals
+from sidecar.tap.records import MAX_RUNNING
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import XARG
 from sidecar.tap.rows import Batch, Plan
@@ -277,7 +279,7 @@ def test_records_of_requests_can_be_switched_off(socket_path, inbox, guard) -> N
 
 def test_many_records_are_split_over_frames_that_fit(served, inbox, monkeypatch) -> None:
     """Requests that finish together leave in frames below the limit, each of them once."""
-    monkeypatch.setattr("sidecar.tap.engine.MAX_BYTES", 8 * (4 * 3 * 104 + 1024))
+    monkeypatch.setattr("sidecar.tap.records.MAX_BYTES", 8 * (4 * 3 * 104 + 1024))
     served.tap.arm(was_warmed_up=False)
     names = [chr(ord("a") + i) for i in range(10)]
     for name in names:
@@ -587,6 +589,7 @@ def clock(monkeypatch) -> Clock:
     """The clock of the tap, which stands still."""
     made = Clock()
     monkeypatch.setattr(engine, "time", made)
+    monkeypatch.setattr(records, "time", made)
     return made
 
 
@@ -859,7 +862,7 @@ def test_a_rank_that_speaks_for_no_layer_speaks_for_its_instruments(socket_path,
     assert set(said) == {Status, Totals}
     assert (said[Status][0].state, said[Status][0].num_layers) == ("live", 0)
     assert served.tap._ledger.num_steps == 3
-    assert served.tap._finished == served.tap._signatures == []
+    assert served.tap._records._finished == served.tap._records._signatures == []
     assert sampler.cleared == [0]
 
 
@@ -871,7 +874,7 @@ def test_tables_are_split_over_frames_that_fit(socket_path, guard, monkeypatch) 
     assert [len(body.tables) for body in said[Totals]] == [1, 32, 8]  # the census goes alone
     table = samplers[0].whole.table()
     large = len(pack(Frame(Header("boot-one", Source("engine"), 1, 1, 1, 0), Totals([table] * 6))))
-    monkeypatch.setattr(engine, "MAX_BYTES", 2 * large)
+    monkeypatch.setattr(records, "MAX_BYTES", 2 * large)
     said = served.flush()
     assert sum(len(body.tables) for body in said[Totals]) == 1 + 40
     assert max(len(body.tables) for body in said[Totals]) <= 6
@@ -887,6 +890,6 @@ def test_records_with_tables_are_split_by_the_largest(socket_path, guard, monkey
     for slot in (1, 2, 3):
         served.tap.submit(sampler, Numbers(slot))
     served.tap.finish("abcd")
-    size = 4 * 3 * 104 + 1024 + sum(map(engine._num_bytes, [sampler.tally.table(last=True)]))
-    monkeypatch.setattr(engine, "MAX_BYTES", 2 * 2 * size)
+    size = 4 * 3 * 104 + 1024 + sum(map(records._num_bytes, [sampler.tally.table(last=True)]))
+    monkeypatch.setattr(records, "MAX_BYTES", 2 * 2 * size)
     assert [len(body.requests) for body in served.flush()[Requests]] == [2, 2]

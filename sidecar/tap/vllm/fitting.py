@@ -13,8 +13,9 @@ import torch
 
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap.engine import EngineTap, Instruments
+from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.rows import NO_GAP, Ints
 from sidecar.tap.signature import evenly
 from sidecar.tap.sites import Site

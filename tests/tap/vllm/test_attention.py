@@ -9,7 +9,8 @@ import torch
 
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap.engine import EngineTap, Instruments
+from sidecar.tap.engine import EngineTap
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.query import QUERIES
 from sidecar.tap.rows import NO_GAP

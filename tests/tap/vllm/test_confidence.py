@@ -10,8 +10,9 @@ import torch
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.confidence import token_signals
-from sidecar.tap.engine import Instruments, Step
+from sidecar.tap.engine import Step
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.orders import Orders
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import Roster
