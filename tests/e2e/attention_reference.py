@@ -19,7 +19,7 @@ def heads_of(model_path: Path, tokens: list[int]) -> np.ndarray:
     )
     weights = torch.stack([each[0] for each in output.attentions]).double()  # [L, heads, T, T]
     weights = weights / weights.sum(-1, keepdim=True)
-    n = torch.arange(1, len(tokens) + 1, dtype=torch.float64)
+    n = (weights > 0).sum(-1)  # positions that a row can see: its window, where there is one
     entropy = -torch.special.xlogy(weights, weights).sum(-1)
     ratio = torch.where(n > 1, entropy / n.clamp_min(2).log(), 0.0)
     signals = [
@@ -34,5 +34,8 @@ def heads_of(model_path: Path, tokens: list[int]) -> np.ndarray:
 @cache
 def _model(model_path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=torch.float64, attn_implementation="eager"
+        model_path,
+        dtype=torch.float64,
+        attn_implementation="eager",
+        experts_implementation="eager",  # the grouped product knows no float64
     ).eval()
