@@ -86,7 +86,7 @@ class Group(NamedTuple):
 
 
 _ATTENTION: Final = (
-    Signal("entropy", "-sum p log p / log n, n being the positions in sight; 0 at n = 1", Transform.IDENTITY),
+    Signal("entropy", "-sum p log p / log n, n positions in sight; 0 at n = 1", Transform.IDENTITY),
     Signal("max_weight", "max p", Transform.LOGIT),
     Signal("effective_tokens", "1 / sum p^2", Transform.LOG),
     Signal(
