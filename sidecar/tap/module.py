@@ -71,32 +71,36 @@ def attach(
     sites = find_sites(model, attention.is_attention, lambda _module: False)
     device = next(model.parameters()).device
     slab = Slab(len(sites), max_rows, 2 * max_requests + 256, device)
-    stream = Stream(
-        sites,
-        len(sites),
-        _hidden_size(model),
-        max_rows,
-        slab.max_groups,
-        max_requests,
-        device,
-    )
+    hidden_size = _hidden_size(model)
+    stream = Stream(sites, len(sites), hidden_size, max_rows, slab.max_groups, max_requests, device)
+    with contextlib.ExitStack() as undo:
+        return _attached(model, config, _nameplate(model, model_name), stream, slab, undo)
+
+
+def _attached(
+    model: nn.Module,
+    config: TapConfig,
+    engine: Nameplate,
+    stream: Stream,
+    slab: Slab,
+    undo: contextlib.ExitStack,
+) -> "ModelTap":
+    """Fit every instrument; `undo` is emptied into the tap, or takes all of it back."""
     guard = Guard(config.max_errors)
     kit = Instruments(Layout(evenly(stream.layer_ids, config.signature_layers)))
     kit.absent["router"] = "the gates of a mixture of experts are read in vLLM alone"
     sender = Sender(config.socket, Source("engine"), config.key())
-    with contextlib.ExitStack() as undo:
-        readers = readings.fit(config, stream, kit, undo)
-        for index, site in enumerate(sites):
-            also = readers.get(site.layer)
-            undo.callback(_measure(site.module, slab.rows[index], guard, also))
-        confidence = Confidence(Roster(config.adapters).adapters, slab.max_groups, device)
-        kit.samplers.append(confidence)
-        looks = attention.fit(config, stream, kit, guard, undo)
-        engine = _nameplate(model, model_name)
-        layer_ids = stream.layer_ids
-        tap = EngineTap(config, engine, layer_ids, slab, sender, guard, max_requests, kit)
-        next_token = NextToken(confidence, tap, kit.absent, slab.max_groups)
-        return ModelTap(model, tap, guard, next_token, looks, undo)
+    readers = readings.fit(config, stream, kit, undo)
+    for index, site in enumerate(stream.sites):
+        also = readers.get(site.layer)
+        undo.callback(_measure(site.module, slab.rows[index], guard, also))
+    confidence = Confidence(Roster(config.adapters).adapters, slab.max_groups, stream.device)
+    kit.samplers.append(confidence)
+    looks = attention.fit(config, stream, kit, guard, undo)
+    num, layer_ids = stream.max_requests, stream.layer_ids
+    tap = EngineTap(config, engine, layer_ids, slab, sender, guard, num, kit)
+    next_token = NextToken(confidence, tap, kit.absent, slab.max_groups)
+    return ModelTap(model, tap, guard, next_token, looks, undo)
 
 
 class ModelTap:

@@ -255,7 +255,7 @@ def _wrap(functions: Any, name: str) -> Callable[[], None]:
     def undo() -> None:
         if functions.get(name) is not seen:
             return  # somebody has wrapped it in turn; without a mark it does nothing
-        del functions[name]
+        del functions[name]  # the entry of this table; there may be one of all tables beneath it
         if functions.get(name) is not original:
             functions[name] = original
 
