@@ -1,5 +1,6 @@
 """The tap on a plain transformers model: right numbers, right sequences, and no trace left."""
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -243,9 +244,12 @@ def test_a_pass_that_leads_nowhere_has_no_confidence(model: Any, inbox: Inbox) -
     assert_confidence_equals_reference(continued, SHORT, [17, 4])
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("window", [0, 6])
-def test_attention_is_that_of_the_weights(inbox: Inbox, window: int) -> None:
+def test_attention_is_that_of_the_weights(inbox: Inbox, window: int, cache: str) -> None:
     """Each row looked at, of each layer: padding left out, and a sliding window as the layer says.
+
+    A static cache has room for keys to come, and that of a window only for the last ones.
 
     The reference is transformers' eager attention in float64, one sequence at a time.
     """
@@ -256,7 +260,7 @@ def test_attention_is_that_of_the_weights(inbox: Inbox, window: int) -> None:
     load = AutoModelForCausalLM.from_pretrained
     tapped = load(MODEL, config=config, dtype=torch.float32).eval()
     with sidecar.tap.attach(tapped, config=inbox.config):
-        generated = generate(tapped, padded(SHORT, LONG))
+        generated = generate(tapped, padded(SHORT, LONG), cache_implementation=cache)
     inbox.listen()
     assert inbox.status is not None
     assert inbox.status.errors == {}
@@ -271,6 +275,32 @@ def test_attention_is_that_of_the_weights(inbox: Inbox, window: int) -> None:
         np.testing.assert_allclose(found.sums[:, 0, :, 0], expected[:, last], rtol=1e-3, atol=1e-5)
         decoded = expected[:, last + 1 :].sum(1)
         np.testing.assert_allclose(found.sums[:, 1, :, 0], decoded, rtol=1e-3, atol=1e-4)
+
+
+def test_a_cap_of_logits_that_is_not_applied_is_not_measured(inbox: Inbox) -> None:
+    """Scaled dot products are told of Gemma 2's cap and do not heed it: weights are as without."""
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 32,
+        "vocab_size": 512,
+        "initializer_range": 0.5,
+        "eos_token_id": None,
+    }
+    make = functools.partial(AutoConfig.for_model, "gemma2", **small)
+    from_config = AutoModelForCausalLM.from_config
+    tapped = from_config(make(attn_logit_softcapping=0.1), attn_implementation="sdpa").eval()
+    with sidecar.tap.attach(tapped, config=inbox.config):
+        generate(tapped, padded(LONG), max_new_tokens=1, min_new_tokens=1)
+    inbox.listen()
+    config = make(attn_logit_softcapping=None)
+    dense = from_config(config, attn_implementation="eager", dtype=torch.float64).eval()
+    dense.load_state_dict(tapped.state_dict())
+    found = cells(inbox.requests[0], "attention_mean").sums[:, 0, :, 0]
+    np.testing.assert_allclose(found, concentration_of(dense, LONG)[:, -1], rtol=1e-3, atol=1e-5)
 
 
 def test_attention_that_cannot_be_heard_is_left_out_with_the_reason(inbox: Inbox) -> None:

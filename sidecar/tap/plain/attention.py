@@ -11,6 +11,7 @@ sliding window is what the module says; a layer that attends in a way not read h
 
 import contextlib
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -129,7 +130,6 @@ class Looks:
         self._sampler = sampler
         self._looks = looks
         self._choice: Choice | None = None
-        self._num_columns = 0
 
     def ask(self, tap: EngineTap, batch: Batch) -> None:
         """Choose whom to look at in the pass over `batch` that is about to run. Step path."""
@@ -242,12 +242,15 @@ def _mark(modules: list[Any], looks: list[Look], undo: contextlib.ExitStack) -> 
 def _wrap(functions: Any, name: str) -> Callable[[], None]:
     """Show marked modules to their look, whenever the function of this name is called."""
     original = functions[name]
+    # Given to every function, and heeded by those that name it; scaled dot products do not.
+    heeds_cap = "softcap" in inspect.signature(original).parameters
 
+    @functools.wraps(original)
     def seen(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         look = getattr(module, LOOK, None)
         # In a compiled graph the choice of a step would be a constant.
         if look is not None and not torch.compiler.is_compiling():
-            look.see(query, key, kwargs)
+            look.see(query, key, kwargs if heeds_cap else {**kwargs, "softcap": None})
         return original(module, query, key, *args, **kwargs)
 
     functions[name] = seen

@@ -1,6 +1,6 @@
 """Whose rows they are, without a scheduler: sequences told apart by the model's own arguments."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from sidecar.errors import TapRefused
 from sidecar.tap.rows import NO_FLAGS, Batch
+
+_ROWS: Final = 2  # dimensions of a mask over columns
+_PAIRS: Final = 4  # and of one over rows and columns
 
 
 class Calls:
@@ -107,9 +110,20 @@ def _tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
 
 
 def _real(mask: Any, num_sequences: int, width: int) -> NDArray[np.bool_]:
-    """[B, S] which positions of this pass hold a token and not padding."""
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+    """[B, S] which positions of this pass hold a token and not padding.
+
+    mask: [B, columns so far]; or as `generate` hands it over with a static cache, [B, 1, S, T],
+    boolean or added to the logits, or a dictionary of such by the kind of the layer.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()), None)
+    if not isinstance(mask, torch.Tensor) or mask.dim() not in (_ROWS, _PAIRS):
         return np.ones((num_sequences, width), bool)
+    if mask.dim() == _PAIRS:
+        # A token sees itself at least, and padding sees nothing.
+        attended = mask if mask.dtype == torch.bool else mask == 0
+        sees: NDArray[np.bool_] = attended[:, 0].any(-1).cpu().numpy()
+        return np.array(np.broadcast_to(sees, (num_sequences, width)))
     real: NDArray[np.bool_] = mask[:, -width:].cpu().numpy() > 0
     return real
 
