@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sidecar.tap import concentration
+from sidecar.tap import concentration, turns
 from sidecar.tap.concentration import NUM_SIGNALS, Keys
+from sidecar.tap.engine import EngineTap
 from sidecar.tap.ring import Loan, Ring, Upload
-from sidecar.tap.rows import Ints
+from sidecar.tap.rows import Batch, Ints
 from sidecar.tap.tally import Tally
 from sidecar.tap.turns import Choice
 from sidecar.wire.fields import MAX_LONG_TEXT
@@ -121,6 +122,30 @@ class Attention:
         """Whether the layer of this index is left out."""
         return self.layers[layer].id in self._absence.reasons
 
+    @property
+    def places(self) -> torch.Tensor:
+        """[max_requests] int64 on the device: places in the batch of those asked for."""
+        return self._upload.device[self.max_requests : 2 * self.max_requests]
+
+    def choose(self, tap: EngineTap, read: Callable[[], Batch | None]) -> Choice | None:
+        """Whom the next forward pass of `tap` is to be asked for; None for nobody. Step path.
+
+        read: the batch of that pass; called when it is somebody's turn.
+        """
+        orders, every = tap.orders, tap.orders.attention_every
+        if not tap.measures_next or every <= 0:
+            return None
+        # Counted in measured steps, or a layer's turn might fall on steps that never are.
+        turn = (tap.step + 1) // orders.steps_every
+        is_due = turns.due(len(self.layers), every, turn)
+        roster = tap.roster
+        batch = read() if any(is_due) or roster.forced else None
+        if batch is None:
+            return None
+        limit = min(orders.attention_requests, self.max_requests)
+        first = turn // every * limit
+        return turns.choose(batch, is_due, first, limit, roster.forced, roster.opted_out)
+
     def ask(self, choice: Choice) -> None:
         """Have the next forward pass leave the query rows of `choice`. Step path."""
         asked = np.zeros((3, self.max_requests), np.int64)
@@ -159,7 +184,7 @@ class Attention:
         """Launch the measurement of the first rows asked for, at the layer of an index."""
         _, num_heads, head_size = self.layers[layer]
         most = self.max_requests
-        places, lengths = self._upload.device[most : 2 * most], self._upload.device[2 * most :]
+        places, lengths = self.places, self._upload.device[2 * most :]
         concentration.measure(
             self.queries[layer][:num_rows].view(num_rows, num_heads, head_size),
             keys,

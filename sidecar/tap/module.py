@@ -4,11 +4,16 @@
     model.generate(**inputs)     # each sequence of each call is one request
     tap.detach()                 # or: with attach(model): ...
 
-The same probes, accounts and frames as in vLLM, seated with ordinary hooks. Guarantees: what the
-model returns is untouched; an exception of ours never reaches the caller; `detach` leaves the model
-as it was. Beam search is served and not measured. A forward pass with more rows than `max_rows` is
-not measured, and its rows are counted as lost. Rows of padding, and of sequences that had ended,
-are not data. Compiled with `fullgraph=True`, the model's `forward` may be, the model itself not.
+The same instruments, accounts and frames as in vLLM, seated with ordinary hooks: the residual
+stream, sketches and probes of it, the confidence of generated tokens, and attention. Not measured,
+with the reason among the absent groups of the status: routers; attention of a compiled model, and
+of one that does not use transformers' attention interface.
+
+Guarantees: what the model returns is untouched; an exception of ours never reaches the caller;
+`detach` leaves the model as it was. Beam search and assisted generation are served and not
+measured. A forward pass with more rows than `max_rows` is not measured, and its rows are counted as
+lost. Rows of padding, which stands on the left, and of sequences that had ended, are not data.
+Compiled with `fullgraph=True`, the model's `forward` may be, the model itself not.
 """
 
 import contextlib
@@ -18,24 +23,30 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap import probes
-from sidecar.tap.engine import EngineTap
+from sidecar.tap import probes, readings
+from sidecar.tap.confidence import Confidence
+from sidecar.tap.engine import EngineTap, Instruments
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
+from sidecar.tap.plain import attention
+from sidecar.tap.plain.calls import Calls
+from sidecar.tap.plain.confidence import NextToken
+from sidecar.tap.readings import Stream
+from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch
-from sidecar.tap.sites import Site, find_sites
+from sidecar.tap.signature import evenly
+from sidecar.tap.sites import find_sites
 from sidecar.tap.slab import Slab
-from sidecar.tap.stream import ROWS
+from sidecar.tap.stream import ROWS, Reader
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source
+from sidecar.wire.signature import Layout
 
 _HIDDEN: Final = "hidden_states"
 
@@ -53,44 +64,74 @@ def attach(
     config: where the sidecar listens and what is measured; read from the environment by default.
     model_name: label of the metrics; the model's own path by default.
     max_rows, max_requests: token rows and sequences of one forward pass at most.
-    Raises TapRefused when `model` has no list of decoder layers, and ConfigError for bad settings.
+    Raises TapRefused when `model` has no list of decoder layers or no width, and ConfigError for
+    bad settings.
     """
     config = config or TapConfig.read(os.environ)
-    sites = find_sites(model, _is_attention, lambda _module: False)
+    sites = find_sites(model, attention.is_attention, lambda _module: False)
     device = next(model.parameters()).device
     slab = Slab(len(sites), max_rows, 2 * max_requests + 256, device)
+    hidden_size = _hidden_size(model)
+    stream = Stream(sites, len(sites), hidden_size, max_rows, slab.max_groups, max_requests, device)
+    with contextlib.ExitStack() as undo:
+        return _attached(model, config, _nameplate(model, model_name), stream, slab, undo)
+
+
+def _attached(
+    model: nn.Module,
+    config: TapConfig,
+    engine: Nameplate,
+    stream: Stream,
+    slab: Slab,
+    undo: contextlib.ExitStack,
+) -> "ModelTap":
+    """Fit every instrument; `undo` is emptied into the tap, or takes all of it back."""
     guard = Guard(config.max_errors)
-    engine = _nameplate(model, model_name)
+    kit = Instruments(Layout(evenly(stream.layer_ids, config.signature_layers)))
+    kit.absent["router"] = "the gates of a mixture of experts are read in vLLM alone"
     sender = Sender(config.socket, Source("engine"), config.key())
-    layer_ids = [site.layer for site in sites]
-    tap = EngineTap(config, engine, layer_ids, slab, sender, guard, max_requests)
-    return ModelTap(model, sites, slab, tap, guard)
+    readers = readings.fit(config, stream, kit, undo)
+    for index, site in enumerate(stream.sites):
+        also = readers.get(site.layer)
+        undo.callback(_measure(site.module, slab.rows[index], guard, also))
+    confidence = Confidence(Roster(config.adapters).adapters, slab.max_groups, stream.device)
+    kit.samplers.append(confidence)
+    looks = attention.fit(config, stream, kit, guard, undo)
+    num, layer_ids = stream.max_requests, stream.layer_ids
+    tap = EngineTap(config, engine, layer_ids, slab, sender, guard, num, kit)
+    next_token = NextToken(confidence, tap, kit.absent, slab.max_groups)
+    return ModelTap(model, tap, guard, next_token, looks, undo)
 
 
 class ModelTap:
     """The hooks on one model and the tap behind them; a context manager that detaches."""
 
     def __init__(
-        self, model: nn.Module, sites: list[Site], slab: Slab, tap: EngineTap, guard: Guard
+        self,
+        model: nn.Module,
+        tap: EngineTap,
+        guard: Guard,
+        next_token: NextToken,
+        looks: attention.Looks | None,
+        undo: contextlib.ExitStack,
     ) -> None:
         self._model = model
         self._tap = tap
         self._guard = guard
-        self._calls = Calls(_end_tokens(model))
+        self._next_token = next_token
+        self._looks = looks
+        self._calls = Calls(_end_tokens(model, {}))
         self._batch: Batch | None = None
         self._is_muted = False
-        with contextlib.ExitStack() as undo:
-            for index, site in enumerate(sites):
-                undo.callback(_measure(site.module, slab.rows[index], guard))
-            undo.callback(_on_forward(model, self._read, self._observe))
-            undo.callback(_on_generate(model, self._generating, self._generated))
-            self._undo = undo.pop_all()
+        undo.callback(_on_forward(model, self._read, self._observe))
+        undo.callback(_on_generate(model, self._generating, self._generated))
+        self._undo = undo.pop_all()
         tap.start()
         tap.arm(was_warmed_up=False)
 
     def detach(self) -> None:
         """Report what is left, and leave the model as it was."""
-        self._generated()
+        self._generated(None)
         self._undo.close()
         self._tap.stop()
 
@@ -110,103 +151,49 @@ class ModelTap:
         self._batch = None
         if self._is_muted:
             return
+        self._guard.run("Confidence", lambda: self._next_token.learn(self._calls.fed(inputs)))
         self._batch = self._guard.run("read", self._calls.batch, inputs)
         ended, self._calls.ended = self._calls.ended, []
         if ended:
             self._guard.run("finish", self._tap.finish, ended)
+        if self._batch is not None and self._looks is not None:
+            self._guard.run("Attention", self._looks.ask, self._tap, self._batch)
 
-    def _observe(self) -> None:
-        if self._batch is not None:
-            self._guard.run("step", self._tap.observe, self._batch)
+    def _observe(self, output: Any) -> None:
+        if self._batch is None:
+            return
+        self._guard.run("step", self._tap.observe, self._batch)
+        self._guard.run("Confidence", self._next_token.keep, output)
+        if self._looks is not None:
+            self._guard.run("Attention", self._looks.sample, self._tap, self._calls.width)
 
     def _generating(self, options: dict[str, Any]) -> None:
-        """A call of `generate` begins. Beams change owners between steps: they are left alone."""
-        self._is_muted = bool(_num_beams(self._model, options) > 1)
+        """A call of `generate` begins."""
+        self._guard.run("read", self._begin, options)
 
-    def _generated(self) -> None:
+    def _begin(self, options: dict[str, Any]) -> None:
+        # Beams change owners between steps, and guesses are taken back: both are left alone.
+        self._is_muted = _has_many_futures(self._model, options)
+        self._calls.end_tokens = _end_tokens(self._model, options)
+        self._next_token.learn(None)
+
+    def _generated(self, result: Any) -> None:
         """A call of `generate` has returned: its sequences are complete."""
-        self._is_muted = False
+        sequences = getattr(result, "sequences", result)
+        self._guard.run(
+            "Confidence", lambda: self._next_token.learn(self._calls.returned(sequences))
+        )
+        self._guard.run("read", self._begin, {})
         self._guard.run("finish", self._tap.finish, self._calls.end())
 
 
-class Calls:
-    """Tells the sequences of successive forward passes apart: which request each row belongs to.
+def _measure(
+    module: nn.Module, rows: torch.Tensor, guard: Guard, also: Reader | None
+) -> Callable[[], None]:
+    """Record the residual stream of one decoder layer at each forward; returns the undo.
 
-    A pass without past begins a new request per sequence; one with past continues those before.
-    end_tokens: ids that end a sequence; transformers goes on feeding it while others run.
+    also: reads the stream after the layer too.
     """
-
-    def __init__(self, end_tokens: tuple[int, ...]) -> None:
-        self.ended: list[str] = []
-        self._end_tokens = end_tokens
-        self._num_requests = 0
-        self._req_ids: list[str] = []
-        self._prompts = np.zeros(0, np.int64)
-        self._lengths = np.zeros(0, np.int64)
-        self._is_over = np.zeros(0, bool)
-
-    def batch(self, inputs: dict[str, Any]) -> Batch | None:
-        """The batch of one forward pass from its arguments; None when it holds no token."""
-        tokens = _tokens(inputs)
-        if tokens is None:
-            return None
-        num_sequences, width = tokens.shape[:2]
-        real = _real(inputs.get("attention_mask"), num_sequences, width)
-        if _num_past(inputs) == 0:
-            self._begin(real)
-        elif num_sequences != len(self._req_ids):
-            raise TapRefused("the batch changed within a generation; pass whole batches")
-        else:
-            real &= ~self._over(tokens)[:, None]
-        counts = real.sum(1)
-        starts, self._lengths = self._lengths, self._lengths + counts
-        return Batch(list(self._req_ids), starts, counts, self._prompts, real=real.ravel())
-
-    def end(self) -> list[str]:
-        """The sequences under way are complete; their ids."""
-        ended, self._req_ids = [*self.ended, *self._req_ids], []
-        self.ended = []
-        return ended
-
-    def _begin(self, real: NDArray[np.bool_]) -> None:
-        self.ended.extend(self._req_ids)
-        first = self._num_requests
-        self._num_requests += len(real)
-        self._req_ids = [f"generation-{first + i}" for i in range(len(real))]
-        self._prompts = real.sum(1)
-        self._lengths = np.zeros(len(real), np.int64)
-        self._is_over = np.zeros(len(real), bool)
-
-    def _over(self, tokens: torch.Tensor) -> NDArray[np.bool_]:
-        """Which sequences had ended: fed their end token, a row that served alone has not."""
-        if self._end_tokens and tokens.dim() == 2:
-            fed = tokens[:, -1].cpu().numpy()
-            self._is_over |= np.isin(fed, self._end_tokens)
-        return self._is_over
-
-
-def _tokens(inputs: dict[str, Any]) -> torch.Tensor | None:
-    for name in ("input_ids", "inputs_embeds"):
-        if isinstance(found := inputs.get(name), torch.Tensor):
-            return found
-    return None
-
-
-def _real(mask: Any, num_sequences: int, width: int) -> NDArray[np.bool_]:
-    """[B, S] which positions of this pass hold a token and not padding."""
-    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
-        return np.ones((num_sequences, width), bool)
-    real: NDArray[np.bool_] = mask[:, -width:].cpu().numpy() > 0
-    return real
-
-
-def _num_past(inputs: dict[str, Any]) -> int:
-    past = inputs.get("past_key_values")
-    return 0 if past is None else int(past.get_seq_length())
-
-
-def _measure(module: nn.Module, rows: torch.Tensor, guard: Guard) -> Callable[[], None]:
-    """Record the residual stream of one decoder layer at each forward; returns the undo."""
     forward = module.forward
     own = vars(module).get("forward")  # somebody else may have replaced it already
     module.register_buffer(ROWS, rows, persistent=False)
@@ -214,7 +201,7 @@ def _measure(module: nn.Module, rows: torch.Tensor, guard: Guard) -> Callable[[]
     def measured(*args: Any, **kwargs: Any) -> Any:
         outputs = forward(*args, **kwargs)
         try:
-            _record(rows, args[0] if args else kwargs.get(_HIDDEN), outputs)
+            _record(rows, args[0] if args else kwargs.get(_HIDDEN), outputs, also)
         except Exception as error:  # see guard: the guest never hurts the host
             guard.count("probe", error)
         return outputs
@@ -228,7 +215,7 @@ def _measure(module: nn.Module, rows: torch.Tensor, guard: Guard) -> Callable[[]
     return undo
 
 
-def _record(rows: torch.Tensor, before: Any, outputs: Any) -> None:
+def _record(rows: torch.Tensor, before: Any, outputs: Any, also: Reader | None) -> None:
     """Signals of a pass over [B, S, H], rows being B x S; too many rows are not written."""
     after = outputs[0] if isinstance(outputs, tuple) else outputs
     # Shapes are compared before any arithmetic: what raises inside a trace cannot be caught.
@@ -236,19 +223,22 @@ def _record(rows: torch.Tensor, before: Any, outputs: Any) -> None:
         return
     if before.shape == after.shape and after.shape[:-1].numel() <= rows.shape[1]:
         # Detached: measured in training too, and no graph of autograd grows through the rows.
-        probes.record(rows, before.detach().flatten(0, -2), after.detach().flatten(0, -2))
+        stream = after.detach().flatten(0, -2)
+        probes.record(rows, before.detach().flatten(0, -2), stream)
+        if also is not None:
+            also(stream)
 
 
 def _on_forward(
-    model: nn.Module, read: Callable[[dict[str, Any]], None], observe: Callable[[], None]
+    model: nn.Module, read: Callable[[dict[str, Any]], None], observe: Callable[[Any], None]
 ) -> Callable[[], None]:
-    """Call `read` with the named arguments of each pass of the model, and `observe` after it."""
+    """Call `read` with the named arguments of each pass of the model, `observe` with its output."""
 
     def before(_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read({"input_ids": args[0], **kwargs} if args else kwargs)
 
-    def after(_model: nn.Module, _args: Any, _output: Any) -> None:
-        observe()
+    def after(_model: nn.Module, _args: Any, output: Any) -> None:
+        observe(output)
 
     handles = [
         # Host work: a compiled model breaks its graph before and after itself, and not within.
@@ -269,9 +259,12 @@ def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def _on_generate(
-    model: Any, begin: Callable[[dict[str, Any]], None], end: Callable[[], None]
+    model: Any, begin: Callable[[dict[str, Any]], None], end: Callable[[Any], None]
 ) -> Callable[[], None]:
-    """Call `begin` with the named arguments before each call of `generate`, and `end` after."""
+    """Call `begin` with the named arguments of each call of `generate`, and `end` with its result.
+
+    The result is None when it raised.
+    """
     generate = getattr(model, "generate", None)
     own = vars(model).get("generate")
     if generate is None:
@@ -280,10 +273,12 @@ def _on_generate(
     @functools.wraps(generate)
     def generating(*args: Any, **kwargs: Any) -> Any:
         begin(kwargs)
+        result = None
         try:
-            return generate(*args, **kwargs)
+            result = generate(*args, **kwargs)
         finally:
-            end()
+            end(result)
+        return result
 
     model.generate = generating
 
@@ -298,20 +293,40 @@ def _restore(owner: Any, name: str, own: Any) -> None:
         setattr(owner, name, own)
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return "attention" in type(module).__name__.lower()
-
-
-def _num_beams(model: Any, options: dict[str, Any]) -> int:
+def _setting(model: Any, options: dict[str, Any], name: str) -> Any:
+    """A setting of one call of `generate`, as transformers finds it."""
+    if options.get(name) is not None:
+        return options[name]
     config = options.get("generation_config") or getattr(model, "generation_config", None)
-    return int(options.get("num_beams") or getattr(config, "num_beams", None) or 1)
+    return getattr(config, name, None)
 
 
-def _end_tokens(model: Any) -> tuple[int, ...]:
-    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+def _has_many_futures(model: Any, options: dict[str, Any]) -> bool:
+    """Whether a sequence is continued in several ways at once, or by guesses that may be undone."""
+    is_assisted = any(
+        _setting(model, options, name) is not None
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+    )
+    return is_assisted or (_setting(model, options, "num_beams") or 1) > 1
+
+
+def _end_tokens(model: Any, options: dict[str, Any]) -> tuple[int, ...]:
+    found = _setting(model, options, "eos_token_id")
     if found is None:
         return ()
     return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def _hidden_size(model: Any) -> int:
+    """Width of the residual stream. Raises TapRefused when the model's configuration has none."""
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "hidden_size", None)
+    if found is None:
+        raise TapRefused(
+            f"{type(model).__name__} has no config.hidden_size; give a causal LM of transformers"
+        )
+    return int(found)
 
 
 def _nameplate(model: Any, model_name: str) -> Nameplate:

@@ -14,7 +14,6 @@ import msgspec
 import torch
 
 from sidecar.errors import TapRefused
-from sidecar.tap import turns
 from sidecar.tap.attention import GROUP, Absence, Attention, Layer
 from sidecar.tap.concentration import Keys
 from sidecar.tap.engine import EngineTap
@@ -97,23 +96,9 @@ class Seat:
 
     def _before(self, tap: EngineTap, read: Callable[[], Batch | None]) -> None:
         """Choose the rows of the forward pass that is about to be launched. Step path."""
-        self._choice = None
-        orders, every = tap.orders, tap.orders.attention_every
-        if not tap.measures_next or every <= 0:
-            return
-        # Counted in measured steps, or a layer's turn might fall on steps that never are.
-        turn = (tap.step + 1) // orders.steps_every
-        is_due = turns.due(len(self._names), every, turn)
-        roster = tap.roster
-        batch = read() if any(is_due) or roster.forced else None
-        if batch is None:
-            return
-        limit = min(orders.attention_requests, self._sampler.max_requests)
-        first = turn // every * limit
-        choice = turns.choose(batch, is_due, first, limit, roster.forced, roster.opted_out)
-        if choice is not None:
-            self._sampler.ask(choice)
-            self._choice = choice
+        self._choice = self._sampler.choose(tap, read)
+        if self._choice is not None:
+            self._sampler.ask(self._choice)
 
     def _after(self, tap: EngineTap, metadata: Callable[[], Mapping[str, Any]]) -> None:
         """Measure what was chosen, from the keys as the forward pass left them. Step path."""
