@@ -31,8 +31,9 @@ from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap import probes, readings
 from sidecar.tap.confidence import Confidence
-from sidecar.tap.engine import EngineTap, Instruments
+from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.plain import attention
 from sidecar.tap.plain.calls import Calls

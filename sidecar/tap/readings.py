@@ -13,7 +13,7 @@ import torch
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap import probe_file
-from sidecar.tap.engine import Instruments
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.probe_file import Probe
 from sidecar.tap.projection import Projection, detach
 from sidecar.tap.signature import evenly

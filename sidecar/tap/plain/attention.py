@@ -26,8 +26,9 @@ from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
 from sidecar.tap.attention import GROUP, Absence, Attention, Layer
 from sidecar.tap.concentration import Keys
-from sidecar.tap.engine import EngineTap, Instruments
+from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
+from sidecar.tap.instrument import Instruments
 from sidecar.tap.readings import Stream
 from sidecar.tap.rows import Batch, Ints
 from sidecar.tap.signature import evenly
