@@ -309,7 +309,9 @@ class EngineTap:
     def _absent(self) -> dict[str, str]:
         detail = "disarmed after too many errors; see the engine's log, then restart it"
         failed = self._sites() & set(self._guard.disarmed)
-        return self._instruments.absent | dict.fromkeys(failed, detail)
+        absent = self._instruments.absent | dict.fromkeys(failed, detail)
+        # A longer reason would have the whole status refused.
+        return {group: reason[:MAX_LONG_TEXT] for group, reason in absent.items()}
 
     def _verdict(self) -> Verdict:
         if disarmed := self._disarmed:

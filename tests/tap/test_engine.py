@@ -744,6 +744,15 @@ def instrumented(path, guard: Guard, *rows: object, samplers: tuple = (), **opti
     return made
 
 
+def test_a_long_reason_does_not_silence_the_status(socket_path, guard) -> None:
+    """It is cut at what a frame may carry: a refused status would tell of nothing."""
+    served = instrumented(socket_path, guard)
+    served.tap._instruments.absent["probe"] = "x" * 5000
+    (status,) = served.flush()[Status]
+    assert status.absent["probe"] == "x" * 2048
+    assert status.absent["router"] == "no MoE"
+
+
 def test_readings_are_accounted_in_order_and_before_the_end(socket_path, guard) -> None:
     """One that is under way holds back what came after it, its own request's end too."""
     sampler = Sampled()
