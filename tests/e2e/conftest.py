@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.checks import EVERYTHING
 from tests.e2e.harness import Stack, serving
 from tests.e2e.prompts import Prompts
 
@@ -29,8 +30,8 @@ def float32(folder: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def bfloat16(folder: Path) -> Iterator[Stack]:
-    """A compiled bfloat16 server with the tap on: what `make run` serves."""
-    yield from serving(Stack(folder / "bf16"))
+    """A compiled bfloat16 server with the tap on, and all of it at every step."""
+    yield from serving(Stack(folder / "bf16", environ=EVERYTHING))
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,16 @@ pytestmark = pytest.mark.e2e
 def test_greedy_tokens_are_the_same_with_and_without_the_tap(
     bfloat16: Stack, untapped: Stack, prompts: Prompts
 ) -> None:
-    """50 prompts of mixed length give the same 24 greedy tokens from both servers."""
+    """50 prompts of mixed length give the same 24 greedy tokens, with everything measured."""
     calls = [{"prompt": prompt, "max_tokens": 24} for prompt in prompts.mixed(50, seed=11)]
-    tapped = [bfloat16.complete(**call)["tokens"] for call in calls]
+    replies = [bfloat16.complete(**call) for call in calls]
     plain = [untapped.complete(**call)["tokens"] for call in calls]
 
-    assert tapped == plain
+    assert [reply["tokens"] for reply in replies] == plain
     assert all(len(tokens) == 24 for tokens in plain)
+    tables = bfloat16.record(replies[-1]["id"])["tables"]
+    assert [cell["count"] for cell in tables["attention_mean"]] == [1, 23] * 4
+    assert [cell["count"] for cell in tables["confidence"]] == [24]
 
 
 def test_a_tap_that_is_off_says_and_sends_nothing(untapped: Stack) -> None:
