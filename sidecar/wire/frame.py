@@ -27,7 +27,7 @@ from sidecar.wire.fields import Count, LayerIds, LongText, Rank, Text
 from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
 from sidecar.wire.signature import Layout, size
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 MAX_BYTES: Final = 1 << 20
 CAUSES: Final = ("oversized", "magic", "schema", "mac", "decode", "shape", "value")
 
@@ -37,6 +37,7 @@ NUM_POWERS: Final = 3  # sum of v, of log v, of (log v)^2
 NUM_EXTREMES: Final = 2  # smallest, largest
 MAX_CELLS: Final = 1 << 16  # of one table
 MAX_TABLES: Final = 32  # of one body or request
+MAX_FILES: Final = 1024  # of one manifest
 
 TapState = Literal["starting", "live", "dead", "refused", "disarmed"]
 
@@ -193,6 +194,8 @@ class Signature(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     is_final: the request is over; else it is a long one, told of while it runs.
     num_prompt_tokens, num_generated_tokens: rows it has so far, whether measured or not.
     values: float32 [len(layout)], NaN where nothing was measured.
+    route: which kind of traffic it is, out of the operator's list; "" when nobody said.
+    canary: `<prompt>@<round>` of a known-safe task that proved the operator's secret; else "".
     """
 
     id: Text
@@ -203,6 +206,8 @@ class Signature(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     adapter: Text
     preemptions: Count
     values: bytes
+    route: Text = ""
+    canary: Text = ""
 
 
 class Signatures(msgspec.Struct, tag="signatures", array_like=True, forbid_unknown_fields=True):
@@ -251,6 +256,52 @@ class Serving(msgspec.Struct, tag="serving", array_like=True, forbid_unknown_fie
     )
 
 
+class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an engine executes, as far as it can be named; "" or 0 where it is not known.
+
+    weights_digest, tokenizer_digest: of the files the model was loaded from, see `Manifest`.
+    kernels: what computes: the GPU's name, or the CPU's instruction set.
+    """
+
+    model_name: Text = ""
+    weights_digest: Text = ""
+    tokenizer_digest: Text = ""
+    engine: Text = ""
+    engine_version: Text = ""
+    kernels: Text = ""
+    attention_backend: Text = ""
+    dtype: Text = ""
+    kv_cache_dtype: Text = ""
+    quantization: Text = ""
+    tensor_parallel: Rank = 0
+    pipeline_parallel: Rank = 0
+    num_layers: Rank = 0
+    hidden_size: Count = 0
+
+
+class File(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One file the model was loaded from: its name in the model's folder, bytes, SHA-256 in hex."""
+
+    name: Text
+    num_bytes: Count
+    sha256: Text
+
+
+class Manifest(msgspec.Struct, tag="manifest", array_like=True, forbid_unknown_fields=True):
+    """What the model was loaded from; told once it is hashed, and again every minute.
+
+    state: hashing while it is under way; absent when the files cannot be read, with the reason.
+    """
+
+    state: Literal["hashing", "complete", "absent"]
+    reason: LongText = ""
+    weights_digest: Text = ""
+    tokenizer_digest: Text = ""
+    files: Annotated[list[File], msgspec.Meta(max_length=MAX_FILES)] = msgspec.field(
+        default_factory=list
+    )
+
+
 class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_fields=True):
     """What a tap says of itself; sent with every flush, so that silence is visible too.
 
@@ -260,6 +311,7 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
     shed_level: how much is left out to stay within the budget; 0 means nothing.
     cost_share: the tap's own time over the engine's, of the last closed minute.
     control: revision of the operator's control that is in force; "" when there is none.
+    identity: what the engine executes.
     """
 
     state: TapState
@@ -282,9 +334,10 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
     shed_level: Rank = 0
     cost_share: float = 0.0
     control: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    identity: Identity = Identity()
 
 
-Body = Layers | Totals | Requests | Signatures | Serving | Status
+Body = Layers | Totals | Requests | Signatures | Serving | Status | Manifest
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
