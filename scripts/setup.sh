@@ -107,5 +107,5 @@ python=$(find_python)
 install_torch
 has_vllm || install_vllm
 pip "installing this package and its tools" package \
-  install --constraint requirements/constraints.txt --editable '.[exporter,demo,dev]'
+  install --constraint requirements/constraints.txt --editable '.[exporter,fleet,demo,bench,dev]'
 check_torch
