@@ -1,1 +1,1 @@
-"""Drift of model internals: windows of requests against a baseline, and alarms with a stated rate."""
+"""Drift of model internals: windows against a baseline, and alarms with a stated rate."""

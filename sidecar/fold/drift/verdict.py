@@ -72,5 +72,5 @@ class Verdict(NamedTuple):
 
 
 def worst_causes(causes: Iterable[Cause]) -> tuple[Cause, ...]:
-    """The `MAX_CAUSES` with the largest share, largest first; equals stay in order of their name."""
+    """The `MAX_CAUSES` with the largest share, largest first; equals in order of their name."""
     return tuple(sorted(causes, key=lambda cause: (-cause.share, cause.stream))[:MAX_CAUSES])
