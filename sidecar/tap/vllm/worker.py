@@ -31,6 +31,7 @@ from sidecar.tap.vllm import (
     features,
     fingerprint,
     fitting,
+    identity,
     projection,
     refusal,
     releases,
@@ -148,6 +149,7 @@ class Seat:
 
     def _attached(self) -> EngineTap:
         runner = self._worker.model_runner
+        self._engine.identity = identity.identify(self._vllm_config, self._worker.device)
         sites = _sites(runner, self._vllm_config)
         # The residual stream is the same on every rank of a tensor-parallel group: one speaks.
         spoken = [] if self.source.tp else sites
@@ -283,6 +285,7 @@ def _engine(vllm_config: Any) -> Nameplate:
         vllm_version=releases.installed_version(),
         tap_version=__version__,
         dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
+        identity=identity.identify(vllm_config),
     )
 
 
