@@ -1,0 +1,1 @@
+"""Drift: finished requests and a stored reference go in, verdicts with their causes come out."""

@@ -1,0 +1,1 @@
+"""Files: baselines, snapshots, recordings; written whole or not at all, checked when read."""
