@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ from sidecar.errors import ConfigError
 PREFIX: Final = "SIDECAR_"
 METRICS_PORT: Final = 9478
 API_PORT: Final = 9479
+DEMO_WINDOW_SECONDS: Final = 5.0
 RUN_DIR: Final = Path("/run/llm-internals")
 SOCKET_NAME: Final = "ingest.sock"
 CONTROL_NAME: Final = "control.json"
@@ -41,6 +42,8 @@ class Shared(BaseModel):
 
     socket: path of the unix socket.
     key_file: file whose bytes sign every frame (HMAC-SHA256); none means unsigned.
+    canary_key_file: file whose bytes prove that a request is a canary of the operator's; with none
+        no request is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,20 +51,15 @@ class Shared(BaseModel):
     # A lambda, because the function stands below its readers, public first.
     socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
     key_file: Path | None = None
+    canary_key_file: Path | None = None
 
     def key(self) -> bytes | None:
         """Bytes of the key file, or None when none is configured."""
-        if self.key_file is None:
-            return None
-        try:
-            key = self.key_file.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"{PREFIX}KEY_FILE: {error}; give a file this user can read"
-            ) from error
-        if len(key) < 16:
-            raise ConfigError(f"{PREFIX}KEY_FILE: fewer than 16 bytes; write 32 random bytes there")
-        return key
+        return _secret("KEY_FILE", self.key_file)
+
+    def canary_key(self) -> bytes | None:
+        """Bytes of the canary's key file, or None when none is configured."""
+        return _secret("CANARY_KEY_FILE", self.canary_key_file)
 
 
 class TapConfig(Shared):
@@ -82,6 +80,8 @@ class TapConfig(Shared):
     sketch_size, sketch_seed: random orthonormal directions per layer, and what draws them.
     probe_file: JSON file that describes probes of your own; none by default.
     adapters: LoRA adapters that may be labels, separated by commas; others are `other`.
+    routes: kinds of traffic that may be labels, likewise; a client names its own (docs/routes.md).
+    weights_digest: whether the files of the model are hashed once, in the background.
     budget_share: most time that the tap may take, as a share of the engine's; 0 for no limit.
     allow_opt_out: whether a client may ask that its request is not measured.
     control_file: file whose contents steer the tap while it runs; beside the socket by default.
@@ -103,6 +103,8 @@ class TapConfig(Shared):
     sketch_seed: Annotated[int, Field(ge=0, lt=1 << 62)] = 0
     probe_file: Path | None = None
     adapters: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    routes: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    weights_digest: bool = True
     budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     allow_opt_out: bool = False
     control_file: Path | None = None
@@ -134,6 +136,15 @@ class ExporterConfig(Shared):
         one engine of 61 layers, 128 heads and 256 experts.
     stale_seconds: a source unheard for this long is no longer published.
     max_age_seconds: frames older than this when read are counted and discarded.
+    preset: production, or demo, which judges short windows so that a demonstration shows a verdict
+        in minutes; its rates of false pages mean nothing, and every reason says so.
+    window_seconds: length of a window of traffic, by the time of the frames; a preset's own when
+        it is not given.
+    state_dir: folder that keeps what the drift channels have learnt over a restart; none keeps it
+        in memory alone.
+    baseline_file: the reference that traffic is compared with; none means that it is not compared.
+    baseline_key_file: ed25519 public key that the baseline file must be signed by; none means
+        unsigned files are read.
     """
 
     metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
@@ -143,6 +154,23 @@ class ExporterConfig(Shared):
     series_cap: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
     stale_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0
     max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
+    preset: Literal["production", "demo"] = "production"
+    window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
+    state_dir: Path | None = None
+    baseline_file: Path | None = None
+    baseline_key_file: Path | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether windows are short for a demonstration."""
+        return self.preset == "demo"
+
+    @property
+    def window_ns(self) -> int:
+        """Length of a window in force: as given, else as the preset has it."""
+        is_given = "window_seconds" in self.model_fields_set
+        seconds = DEMO_WINDOW_SECONDS if self.is_demo and not is_given else self.window_seconds
+        return round(seconds * 1e9)
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
@@ -170,6 +198,18 @@ def is_tap_on(environ: Mapping[str, str]) -> bool:
 
 
 _Config = TypeVar("_Config", bound=Shared)
+
+
+def _secret(key: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{PREFIX}{key}: {error}; give a file this user can read") from error
+    if len(secret) < 16:
+        raise ConfigError(f"{PREFIX}{key}: fewer than 16 bytes; write 32 random bytes there")
+    return secret
 
 
 def _from_environ(environ: Mapping[str, str], cls: type[Shared]) -> dict[str, str]:

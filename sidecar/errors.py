@@ -58,16 +58,16 @@ class TapRefused(SidecarError):
         self.reason = reason
 
 
+class StateError(SidecarError):
+    """What was saved cannot be continued from; a detector that starts at 0 only alarms later."""
+
+
 class SetupError(SidecarError):
     """The demo cannot start on this machine; the message names the remedy."""
 
 
 class BaselineError(SidecarError):
     """A baseline cannot be compared with what is served, or with another one."""
-
-
-class StateError(SidecarError):
-    """What was kept by an earlier life cannot go on here; the caller starts afresh."""
 
 
 class StoreError(SidecarError):

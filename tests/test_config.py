@@ -70,6 +70,9 @@ def test_an_unknown_key_without_a_near_one_lists_all() -> None:
         ("STALE_SECONDS", "0.5"),
         ("STALE_SECONDS", "nan"),
         ("MAX_AGE_SECONDS", "inf"),
+        ("PRESET", "fast"),
+        ("WINDOW_SECONDS", "0"),
+        ("WINDOW_SECONDS", "nan"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
@@ -96,7 +99,8 @@ def test_a_key_file_gives_its_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"0123456789abcdef\n")
 
     assert Shared(key_file=file).key() == b"0123456789abcdef"
-    assert Shared().key() is None
+    assert Shared(canary_key_file=file).canary_key() == b"0123456789abcdef"
+    assert Shared().key() is Shared().canary_key() is None
 
 
 def test_a_key_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -106,6 +110,8 @@ def test_a_key_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     for name, message in (("none", "No such file"), ("", "Is a dir"), ("short", "fewer than 16")):
         with pytest.raises(ConfigError, match=f"SIDECAR_KEY_FILE: .*{message}"):
             Shared(key_file=tmp_path / name).key()
+        with pytest.raises(ConfigError, match=f"SIDECAR_CANARY_KEY_FILE: .*{message}"):
+            Shared(canary_key_file=tmp_path / name).canary_key()
 
 
 @pytest.mark.parametrize("value", ["", "0", "false", "No", " off "])
@@ -144,3 +150,13 @@ def test_what_kubernetes_adds_for_a_service_of_this_name_is_passed_over(name: st
 
     assert ExporterConfig.read(environ) == ExporterConfig.read({})
     assert TapConfig.read(environ) == TapConfig.read({})
+
+
+def test_the_demo_preset_shortens_windows_unless_told_otherwise() -> None:
+    """A length that was given wins over the preset, even when it is the default's."""
+    demo = {"SIDECAR_PRESET": "demo"}
+
+    assert ExporterConfig.read({}).window_ns == 300 * 10**9
+    assert ExporterConfig.read(demo).window_ns == 5 * 10**9
+    assert ExporterConfig.read({**demo, "SIDECAR_WINDOW_SECONDS": "300"}).window_ns == 300 * 10**9
+    assert [ExporterConfig.read(given).is_demo for given in ({}, demo)] == [False, True]

@@ -1,1 +1,1 @@
-"""Files: baselines, snapshots, recordings; written whole or not at all, checked when read."""
+"""What is kept on disk, and how it is read back: nothing torn or foreign is ever believed."""

@@ -1,1 +1,1 @@
-"""Drift: finished requests and a stored reference go in, verdicts with their causes come out."""
+"""Drift of model internals: windows against a baseline, and alarms with a stated rate."""
