@@ -16,10 +16,11 @@ import numpy as np
 
 from sidecar import __version__
 from sidecar.config import TapConfig
-from sidecar.errors import ConfigError, SidecarError, TapRefused
+from sidecar.errors import ConfigError, SidecarError, TapRefused, WeightsUnread
 from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
+from sidecar.tap.notary import Notary
 from sidecar.tap.rows import NO_GAP, Batch, Ints
 from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
@@ -38,6 +39,7 @@ from sidecar.tap.vllm import (
     router,
     runner_v1,
     runner_v2,
+    weights,
 )
 from sidecar.tap.vllm.fitting import Workbench
 from sidecar.tap.vllm.options import model_name, options_of
@@ -169,6 +171,7 @@ class Seat:
                 self._guard,
                 bench.max_requests,
                 bench.instruments,
+                notary=self._notary(),
             )
             observe = functools.partial(self._observe, tap)
             _runner_module(runner).wrap(runner, self._draft_counts, observe)
@@ -179,6 +182,20 @@ class Seat:
             tap.start()
             undo.pop_all()
         return tap
+
+    def _notary(self) -> Notary | None:
+        """Who attests the files; every rank loads from the same ones, so the first of them does."""
+        if self.source.tp or self.source.pp:
+            return None
+        if not self._config.weights_digest:
+            return Notary.absent("switched off; set SIDECAR_WEIGHTS_DIGEST=1")
+        try:
+            return Notary(weights.files_of(self._vllm_config))
+        except WeightsUnread as error:
+            return Notary.absent(str(error))
+        except Exception as error:  # another release's configuration; the tap works without
+            self._guard.count("notary", error)
+            return Notary.absent("the files could not be listed; see the engine's log")
 
     def _bench(
         self, sites: list[Site], spoken: list[Site], slab: Slab, undo: contextlib.ExitStack
