@@ -12,7 +12,7 @@ BIN := .venv/bin
 # That of .venv has PyTorch for CPU: on a GPU, the one that serves vLLM there.
 KERNELS_PYTHON ?= $(BIN)/python
 READY := .venv/.stamp
-PROMTOOL := .tools/bin/promtool
+TOOLS := .tools/.stamp
 SOURCES := $(wildcard bench dashboards examples sidecar tests)
 
 .PHONY: help
@@ -27,10 +27,10 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(PROMTOOL) ## fetch promtool into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus and promtool into .tools, from Debian's packages
 
-$(PROMTOOL): scripts/promtool.sh
-	@scripts/progress.sh "tools: fetching promtool" .cache/logs/promtool.log scripts/promtool.sh .tools
+$(TOOLS): scripts/prometheus.sh
+	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
 	@touch $@
 
 .PHONY: run
