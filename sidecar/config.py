@@ -41,6 +41,8 @@ class Shared(BaseModel):
 
     socket: path of the unix socket.
     key_file: file whose bytes sign every frame (HMAC-SHA256); none means unsigned.
+    canary_key_file: file whose bytes prove that a request is a canary of the operator's; with none
+        no request is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,20 +50,15 @@ class Shared(BaseModel):
     # A lambda, because the function stands below its readers, public first.
     socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
     key_file: Path | None = None
+    canary_key_file: Path | None = None
 
     def key(self) -> bytes | None:
         """Bytes of the key file, or None when none is configured."""
-        if self.key_file is None:
-            return None
-        try:
-            key = self.key_file.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"{PREFIX}KEY_FILE: {error}; give a file this user can read"
-            ) from error
-        if len(key) < 16:
-            raise ConfigError(f"{PREFIX}KEY_FILE: fewer than 16 bytes; write 32 random bytes there")
-        return key
+        return _secret("KEY_FILE", self.key_file)
+
+    def canary_key(self) -> bytes | None:
+        """Bytes of the canary's key file, or None when none is configured."""
+        return _secret("CANARY_KEY_FILE", self.canary_key_file)
 
 
 class TapConfig(Shared):
@@ -82,6 +79,8 @@ class TapConfig(Shared):
     sketch_size, sketch_seed: random orthonormal directions per layer, and what draws them.
     probe_file: JSON file that describes probes of your own; none by default.
     adapters: LoRA adapters that may be labels, separated by commas; others are `other`.
+    routes: kinds of traffic that may be labels, likewise; a client names its own (docs/routes.md).
+    weights_digest: whether the files of the model are hashed once, in the background.
     budget_share: most time that the tap may take, as a share of the engine's; 0 for no limit.
     allow_opt_out: whether a client may ask that its request is not measured.
     control_file: file whose contents steer the tap while it runs; beside the socket by default.
@@ -103,6 +102,8 @@ class TapConfig(Shared):
     sketch_seed: Annotated[int, Field(ge=0, lt=1 << 62)] = 0
     probe_file: Path | None = None
     adapters: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    routes: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    weights_digest: bool = True
     budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     allow_opt_out: bool = False
     control_file: Path | None = None
@@ -170,6 +171,18 @@ def is_tap_on(environ: Mapping[str, str]) -> bool:
 
 
 _Config = TypeVar("_Config", bound=Shared)
+
+
+def _secret(key: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"{PREFIX}{key}: {error}; give a file this user can read") from error
+    if len(secret) < 16:
+        raise ConfigError(f"{PREFIX}{key}: fewer than 16 bytes; write 32 random bytes there")
+    return secret
 
 
 def _from_environ(environ: Mapping[str, str], cls: type[Shared]) -> dict[str, str]:

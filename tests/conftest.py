@@ -3,6 +3,11 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+# A property either holds or does not; how long one example takes says what else the machine does.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # Triton chooses its interpreter when its own functions are decorated, so before anyone imports it.
 os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -96,7 +96,8 @@ def test_a_key_file_gives_its_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"0123456789abcdef\n")
 
     assert Shared(key_file=file).key() == b"0123456789abcdef"
-    assert Shared().key() is None
+    assert Shared(canary_key_file=file).canary_key() == b"0123456789abcdef"
+    assert Shared().key() is Shared().canary_key() is None
 
 
 def test_a_key_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
@@ -106,6 +107,8 @@ def test_a_key_file_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     for name, message in (("none", "No such file"), ("", "Is a dir"), ("short", "fewer than 16")):
         with pytest.raises(ConfigError, match=f"SIDECAR_KEY_FILE: .*{message}"):
             Shared(key_file=tmp_path / name).key()
+        with pytest.raises(ConfigError, match=f"SIDECAR_CANARY_KEY_FILE: .*{message}"):
+            Shared(canary_key_file=tmp_path / name).canary_key()
 
 
 @pytest.mark.parametrize("value", ["", "0", "false", "No", " off "])

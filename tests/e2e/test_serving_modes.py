@@ -122,7 +122,8 @@ def test_a_request_is_measured_under_its_adapter(
 def test_each_of_several_answers_is_a_request_of_its_own(server: Stack, prompts: Prompts) -> None:
     """With n=3 every child has a record, with the numbers of its own tokens."""
     [prompt] = prompts.cut([BLOCK + 50], seed=54)
-    reply = server.complete(prompt, 16, "three", n=3, temperature=1.0, seed=7)
+    # No seed of sampling: vLLM 0.32 for CPU dies of a seeded request prefilled in chunks.
+    reply = server.complete(prompt, 16, "three", n=3, temperature=1.0)
 
     assert len({tuple(tokens) for tokens in reply["choices"]}) == 3
     for child, tokens in enumerate(reply["choices"]):
