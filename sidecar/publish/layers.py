@@ -14,7 +14,7 @@ from sidecar.fold.source import SourceView
 from sidecar.publish.lines import Asked, Lines, summary_names, write
 from sidecar.publish.selection import Selection
 from sidecar.publish.text import label_set
-from sidecar.wire.frame import NUM_POPULATIONS, NUM_SIGNALS
+from sidecar.wire.frame import NUM_POPULATIONS
 from sidecar.wire.signals import (
     BY_ID,
     LAYER_SIGNALS,
@@ -122,7 +122,10 @@ class _Labels:
         self.summaries = [summary_names(metric, sets) for metric in _SUMMARIES]
         self.maxima = [[f"{metric.name}{each} " for each in sets] for metric in _WINDOW_MAXIMA]
         self.model_maxima = [
-            [f"{metric.name}{label_set(metric.labels, [*shared, ALL, *each])} " for each in POPULATIONS]
+            [
+                f"{metric.name}{label_set(metric.labels, [*shared, ALL, *each])} "
+                for each in POPULATIONS
+            ]
             for metric in _WINDOW_MAXIMA
         ]
         self.nonfinite = [
@@ -134,7 +137,8 @@ class _Labels:
 class _Part(NamedTuple):
     """What one engine publishes: rows of its label sets, and their numbers.
 
-    engine: model's name and engine's number. rows, counts: [R]; sums, maxima: [R, S]; layers, nonfinite: [K], K layers kept.
+    engine: model's name and engine's number.
+    rows, counts: [R]; sums, maxima: [R, S]; layers, nonfinite: [K], K layers kept.
     """
 
     engine: tuple[str, str]

@@ -1,8 +1,9 @@
 """The exposition: families in the text format or OpenMetrics, as the client asks.
 
 Guarantees: a collector that fails, or for which a client's time does not last, is scored 0 and left
-out, and the scrape goes on; small families stand before large ones; nothing is shared with prometheus_client's global registry or its multi-process mode; at the default cap
-rendering takes some 25 ms of CPU (`bench/scrape.py`), in whichever thread calls it.
+out, and the scrape goes on; small families stand before large ones; nothing is shared with
+prometheus_client's global registry or its multi-process mode; 50,000 series take some 50 ms of CPU
+(`bench/scrape.py`), in whichever thread calls it.
 """
 
 import logging
@@ -20,6 +21,7 @@ from prometheus_client.exposition import choose_encoder
 import sidecar
 from sidecar.fold.histogram import RENDER_SECONDS, Histogram
 from sidecar.fold.reducer import Snapshot
+from sidecar.fold.source import SourceView
 from sidecar.publish.collectors import COLLECTORS, Collector, distribution, family
 from sidecar.publish.layers import LayerWriter
 from sidecar.publish.selection import Selection
@@ -40,7 +42,7 @@ class Build(NamedTuple):
     python: str = platform.python_version()
 
 
-class Request(NamedTuple):
+class Scrape(NamedTuple):
     """What a client asks for.
 
     accept: its `Accept` header.
@@ -98,12 +100,12 @@ class Exposition:
         self._seconds: dict[str, Histogram] = {}
         self._success: dict[str, bool] = {}
 
-    def render(self, snapshot: Snapshot, request: Request | None = None) -> bytes:
+    def render(self, snapshot: Snapshot, scrape: Scrape | None = None) -> bytes:
         """Body for a client that asks so.
 
         Raises TimeoutError when earlier scrapes take all of its time.
         """
-        asked = request or Request()
+        asked = scrape or Scrape()
         if not self._lock.acquire(timeout=min(asked.seconds, threading.TIMEOUT_MAX)):
             raise TimeoutError(f"other scrapes took all of the {asked.seconds:g} s")
         try:
@@ -111,10 +113,14 @@ class Exposition:
         finally:
             self._lock.release()
 
-    def _parts(self, snapshot: Snapshot, asked: Request) -> Iterator[str]:
+    def _parts(self, snapshot: Snapshot, asked: Scrape) -> Iterator[str]:
         until = self._clock() + asked.seconds
-        sources = self._selection.apply(snapshot.sources)
+        sources: list[SourceView] = []
         openmetrics = asked.is_openmetrics
+
+        def select() -> str:
+            sources.extend(self._selection.apply(snapshot.sources))
+            return ""
 
         def layers() -> str:
             return self._layers.write(sources, asked.asks_for, openmetrics=openmetrics)
@@ -125,6 +131,7 @@ class Exposition:
 
         for name, collect in self._collectors.items():
             yield self._guarded(name, partial(self._written, collect, snapshot, asked), until)
+        yield self._guarded("selection", select, until)
         yield self._guarded("layers", layers, until)
         yield self._guarded("tables", tables, until)
         yield self._guarded("exporter", partial(self._written, self._own, snapshot, asked))
@@ -163,7 +170,7 @@ class Exposition:
         success = [((name,), float(done)) for name, done in self._success.items()]
         yield family("scrape_collector_success", success)
 
-    def _written(self, collect: Collector, snapshot: Snapshot, asked: Request) -> str:
+    def _written(self, collect: Collector, snapshot: Snapshot, asked: Scrape) -> str:
         wanted = (
             each
             for each in collect(snapshot)

@@ -31,9 +31,9 @@ class _Part(BaseModel):
     layers: Layers = "all"
     phases: tuple[Phase, ...] = tuple(Phase)
 
-    def has_layer(self, layer: int) -> bool:
-        """Whether this layer is asked for."""
-        return self.layers == "all" or layer in self.layers
+    def has_layer(self, label: str) -> bool:
+        """Whether the layer of this label is asked for."""
+        return self.layers == "all" or label in map(str, self.layers)
 
 
 class Residual(_Part):
@@ -128,7 +128,7 @@ class Selection(BaseModel):
     def _layers(self, totals: LayerTotals) -> LayerTotals:
         chosen = self.residual
         asked = [phase in chosen.phases and at in chosen.positions for phase, at in POPULATIONS]
-        kept = [chosen.has_layer(layer) for layer in totals.layers]
+        kept = [chosen.has_layer(str(layer)) for layer in totals.layers]
         moments = totals.moments
         count = np.where(np.outer(asked, kept), moments.count, np.uint64(0))
         # What counts as non-finite is published always, of every layer.
@@ -141,7 +141,7 @@ class Selection(BaseModel):
         if part is None:
             return table
         places = [
-            [i for i, layer in enumerate(table.axes[0]) if part.has_layer(int(layer))],
+            [i for i, layer in enumerate(table.axes[0]) if part.has_layer(layer)],
             [i for i, phase in enumerate(table.axes[1]) if phase in part.phases],
         ]
         return _cut(table, places)
@@ -155,8 +155,13 @@ def _cut(table: TableTotals, places: list[list[int]]) -> TableTotals:
     cells = table.cells
     recent = table.recent
     return table._replace(
-        axes=(*(tuple(a[i] for i in p) for a, p in zip(table.axes, places, strict=False)), *table.axes[2:]),
+        axes=(
+            *(tuple(a[i] for i in p) for a, p in zip(table.axes, places, strict=False)),
+            *table.axes[2:],
+        ),
         cells=Cells(cells.count[at], cells.sums[at], cells.extremes[at], cells.last),
         window=None if table.window is None else table.window[at],
-        recent=None if recent is None else recent._replace(rows=recent.rows[at], sums=recent.sums[at]),
+        recent=None
+        if recent is None
+        else recent._replace(rows=recent.rows[at], sums=recent.sums[at]),
     )

@@ -18,7 +18,7 @@ import sidecar
 from sidecar.fold.requests import MAX_REQUESTS
 from sidecar.fold.signatures import MAX_SIGNATURES
 from sidecar.publish import answers
-from sidecar.publish.metrics import Request as metrics_request
+from sidecar.publish.metrics import Scrape
 from sidecar.publish.portion import DEFAULT_LIMIT
 from sidecar.publish.problems import Problem, Unanswerable
 from sidecar.publish.requests import RequestsAnswer, requests_answer
@@ -79,9 +79,9 @@ def exposition(
     state: Shared,
     names: Annotated[list[Name] | None, Query(alias="name[]", max_length=1000)] = None,
 ) -> Response:
-    """Render all families, or those asked for, in the format and encoding that the client accepts."""
+    """Render all families, or those named, in the format and encoding that the client accepts."""
     seconds = _scrape_seconds(request.headers.get(_TIMEOUT_HEADER, ""))
-    asked = metrics_request(request.headers.get("accept", ""), tuple(names or ()), seconds)
+    asked = Scrape(request.headers.get("accept", ""), tuple(names or ()), seconds)
     try:
         body = state.exposition.render(state.intake.get(), asked)
     except TimeoutError as error:
