@@ -70,6 +70,9 @@ def test_an_unknown_key_without_a_near_one_lists_all() -> None:
         ("STALE_SECONDS", "0.5"),
         ("STALE_SECONDS", "nan"),
         ("MAX_AGE_SECONDS", "inf"),
+        ("PRESET", "fast"),
+        ("WINDOW_SECONDS", "0"),
+        ("WINDOW_SECONDS", "nan"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
@@ -147,3 +150,13 @@ def test_what_kubernetes_adds_for_a_service_of_this_name_is_passed_over(name: st
 
     assert ExporterConfig.read(environ) == ExporterConfig.read({})
     assert TapConfig.read(environ) == TapConfig.read({})
+
+
+def test_the_demo_preset_shortens_windows_unless_told_otherwise() -> None:
+    """A length that was given wins over the preset, even when it is the default's."""
+    demo = {"SIDECAR_PRESET": "demo"}
+
+    assert ExporterConfig.read({}).window_ns == 300 * 10**9
+    assert ExporterConfig.read(demo).window_ns == 5 * 10**9
+    assert ExporterConfig.read({**demo, "SIDECAR_WINDOW_SECONDS": "300"}).window_ns == 300 * 10**9
+    assert [ExporterConfig.read(given).is_demo for given in ({}, demo)] == [False, True]
