@@ -18,10 +18,13 @@ you meant to serve.
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from sidecar.errors import StateError
 from sidecar.fold.drift import canary_state, exported
 from sidecar.fold.drift.canary_judge import KERNELS, Deviation, Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round, Rounds
+from sidecar.fold.drift.latch import Latch, Raised
 from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict, worst_causes
 from sidecar.fold.signatures import Signed
 from sidecar.wire.frame import Identity
@@ -59,8 +62,7 @@ class CanaryChannel:
         self._rounds = Rounds(self._prompts)
         self._judges: dict[str, Judge] = {}
         self._current: dict[str, Judge] = {}  # by source, out of the judges
-        self._latched: Verdict | None = None
-        self._is_acknowledged = False
+        self._latch = Latch()
         self._seen: set[str] = set()
 
     @property
@@ -100,35 +102,27 @@ class CanaryChannel:
     def get(self, now_ns: int) -> Verdict:
         """What it concludes; see `Channel`."""
         judged_ns = max((judge.judged_ns for judge in self._judges.values()), default=0)
-        if self._latched is not None:
-            return self._latched._replace(level=self._level(), judged_ns=judged_ns)
         state, reason = self._standing(now_ns)
-        return Verdict(
-            NAME,
-            state,
-            reason,
-            self._level(),
-            judged_ns=judged_ns,
-            causes=self._causes(),
-            is_acknowledged=self._is_acknowledged,
-        )
+        level, causes = self._level(), self._causes()
+        calm = Verdict(NAME, state, reason, level, causes=causes, judged_ns=judged_ns)
+        return self._latch.get(calm)
 
     def deviations(self) -> list[Deviation]:
-        """Every stream of every source that is armed, as of its latest round."""
+        """Every stream that the latest round of each armed source measured."""
         return [each for judge in self._current.values() for each in judge.deviations()]
 
-    def acknowledge(self, now_ns: int) -> None:  # noqa: ARG002 - the seam's
+    def acknowledge(self, now_ns: int) -> None:
         """Somebody has seen it: statistics start again at 0, the references stay."""
-        if self._latched is None:
+        if self._latch.raised is None:
             return
-        self._latched, self._is_acknowledged = None, True
+        self._latch.acknowledge(now_ns)
         for judge in self._judges.values():
             judge.calm()
 
-    def discard(self, now_ns: int) -> None:  # noqa: ARG002 - as above
+    def discard(self, now_ns: int) -> None:
         """Forget every reference and learn anew: an operator's action, after a change of theirs."""
+        self._latch.acknowledge(now_ns)
         self._judges, self._current, self._seen = {}, {}, set()
-        self._latched, self._is_acknowledged = None, False
 
     def export(self) -> dict[str, Any]:
         """Everything needed to go on; see `Channel`."""
@@ -143,9 +137,8 @@ class CanaryChannel:
                 "judges": [canary_state.export_judge(key, judge) for key, judge in judges],
                 "current": current,
                 "rounds": canary_state.export_rounds(self._rounds),
-                "latched": canary_state.export_verdict(self._latched),
+                "latch": self._latch.export(),
                 "seen": sorted(self._seen),
-                "is_acknowledged": self._is_acknowledged,
             },
         )
 
@@ -164,11 +157,11 @@ class CanaryChannel:
             )
             current = {source: judges[key] for source, key in plain["current"].items()}
             rounds = canary_state.restore_rounds(plain["rounds"], self._prompts)
-            latched = canary_state.restore_verdict(plain["latched"])
-            seen = {str(each) for each in plain["seen"]}
-            is_acknowledged = bool(plain["is_acknowledged"])
+            latch = Latch()
+            latch.restore(plain["latch"])
+            seen = set(msgspec.convert(plain["seen"], list[str]))
         self._judges, self._current, self._rounds = judges, current, rounds
-        self._latched, self._seen, self._is_acknowledged = latched, seen, is_acknowledged
+        self._latch, self._seen = latch, seen
         self._share_out()
 
     def _judge(self, each: Round) -> None:
@@ -180,7 +173,7 @@ class CanaryChannel:
         if judge.level() >= 1:
             self._page(judge)
         findings += self._differences(judge, each)
-        self._find(findings, each, judge)
+        self._find(findings, each)
 
     def _judge_of(self, each: Round) -> Judge:
         identity = self._identities.get(each.source)
@@ -216,7 +209,7 @@ class CanaryChannel:
     def _share_out(self) -> None:
         num_sources = len({judge.source for judge in self._judges.values()})
         for judge in self._judges.values():
-            judge.mean_rounds = self._pace.mean_rounds * num_sources
+            judge.evidence.run_length = self._pace.mean_rounds * num_sources
 
     def _switched(self, old: Judge, new: Judge) -> str:
         told = (
@@ -244,23 +237,15 @@ class CanaryChannel:
                 f"{judge.num_tokens[place]}; the tokenizer changed: {_REMEDY}"
             )
 
-    def _find(self, findings: Sequence[str], each: Round, judge: Judge) -> None:
+    def _find(self, findings: Sequence[str], each: Round) -> None:
         for finding in findings:
             if finding in self._seen:
                 continue
             if len(self._seen) >= MAX_SEEN:
                 self._seen.clear()
             self._seen.add(finding)
-            self._latch(
-                Verdict(
-                    NAME,
-                    ChannelState.TICKET,
-                    finding,
-                    judge.level(),
-                    each.start_ns,
-                    judged_ns=each.end_ns,
-                )
-            )
+            ticket = Raised(ChannelState.TICKET, finding, each.start_ns, (), each.end_ns)
+            self._latch.update(ticket)
 
     def _page(self, judge: Judge) -> None:
         causes = self._causes()
@@ -273,21 +258,7 @@ class CanaryChannel:
             f"at {worst.share:.1f} of its limit; {_REMEDY}"
         )
         since_ns = min(since, default=worst.since_ns or judge.judged_ns)
-        self._latch(
-            Verdict(
-                NAME,
-                ChannelState.PAGE,
-                reason,
-                judge.level(),
-                since_ns,
-                causes,
-                judge.judged_ns,
-            )
-        )
-
-    def _latch(self, verdict: Verdict) -> None:
-        if self._latched is None or verdict.state.rank > self._latched.state.rank:
-            self._latched, self._is_acknowledged = verdict, False
+        self._latch.update(Raised(ChannelState.PAGE, reason, since_ns, causes, judge.judged_ns))
 
     def _level(self) -> float:
         return max((judge.level() for judge in self._current.values()), default=0.0)

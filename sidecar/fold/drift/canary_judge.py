@@ -4,17 +4,14 @@ Stages, by benign rounds: before `min_rounds` nothing is known; from then on the
 from `num_rounds` on the averaged e-SR statistic is armed too, and nothing is learnt any more.
 
     hard rule   Z > HARD x max(largest benign Z, 1) in two consecutive rounds, any stream
-    e-SR        s = Phi^-1((R + 1/2)/(K + 1)), R the mid-rank of max(Z, 1) among K benign rounds
-                log e = lambda (s - eps) - psi(lambda),  lambda in {1, 2},  eps = 2 / sqrt(K)
-                R_c <- (1 + R_c) e_c;  page when the mean over c of R_c >= A
+    e-SR        `evidence`, on rank scores of max(Z, 1) among K benign rounds, high side,
+                lambda in {1, 2}, eps = 2 / sqrt(K); below one floor all Z are equal
 
 Guarantees: the reference and its limits never follow what is judged; a round beyond the hard limit
 is never learnt from; the first rounds are learnt only when they agree with one another, so a change
 in the middle of them delays arming and does not widen the floors.
 """
 
-import math
-from statistics import NormalDist
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -28,13 +25,14 @@ from sidecar.fold.drift.canary_reference import (
 )
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStream, CanaryStreams
+from sidecar.fold.drift.evidence import Bets, Evidence
+from sidecar.fold.drift.ranks import Ranks
 from sidecar.wire.frame import Identity
 
 HARD: Final = 3.0
-LAMBDAS: Final = np.array([1.0, 2.0])
+LAMBDAS: Final = (1.0, 2.0)
 MIN_SHARE: Final = 0.75  # of the prompts: a round with fewer is not judged, nor learnt from
 KERNELS: Final = ("kernels", "attention_backend", "dtype")
-_MAX_LOG: Final = 600.0  # of R: beyond any limit, below where exp overflows
 
 Floats = NDArray[np.float64]
 
@@ -79,7 +77,6 @@ class Judge:
         self.source = source
         self.streams = streams
         self.pace = pace
-        self.mean_rounds = pace.mean_rounds
         self.identity: Identity | None = None
         self.adapters: frozenset[str] = frozenset()
         self.num_tokens = np.zeros(num_prompts, np.int64)
@@ -87,11 +84,11 @@ class Judge:
         self.reference: Reference | None = None
         self.benign = np.zeros((0, num))  # Z of the benign rounds
         self.limit = np.full(num, np.inf)
-        self.ordered = np.zeros((0, num))  # what ranks are taken among, once all is learnt
+        self.ranks: Ranks | None = None  # among the benign, once all is learnt
         self.score = np.full(num, np.nan)
         self.before = np.full(num, np.nan)  # the score before that
-        self.log_r = np.full((num, len(LAMBDAS)), -np.inf)
-        self.since_ns = np.zeros(num, np.int64)  # 0: benign
+        self.evidence = Evidence((1, len(LAMBDAS), num), pace.mean_rounds)
+        self.since_ns = np.zeros(num, np.int64)  # when Z left what is benign; 0: it has not
         self.judged_ns = 0
         self.num_short = 0
         self.num_rejected = 0
@@ -123,47 +120,41 @@ class Judge:
             return
         self.before = np.where(np.isfinite(self.score), self.score, self.before)
         self.score = self.reference.score(self.streams, each.values)
-        if self.is_complete:
-            self._accumulate()
+        if self.ranks is not None:
+            scores = self.ranks.score(np.fmax(self.score, 1.0) + 0 * self.score)
+            self.evidence.update(_bets(self.ranks).log_evidence(scores), each.start_ns)
         self._mark(each.start_ns)
         if not self.is_complete:
             self._learn_more()
 
     def share(self) -> Floats:
-        """[S] of the nearer limit; 1 and more pages.
-
-        The e-SR counts in logarithms, and by what a stream alone brings to the mean.
-        """
-        with np.errstate(invalid="ignore"):
-            hard = np.fmin(self.score, self.before) / self.limit
-        # A score without one before it is no pair of consecutive rounds.
-        hard = np.where(np.isfinite(self.score) & np.isfinite(self.before), hard, 0.0)
-        alone = np.logaddexp.reduce(self.log_r, axis=1) - math.log(self.log_r.size)
-        share: Floats = np.fmax(hard, np.logaddexp(0.0, alone) / math.log1p(self.mean_rounds))
+        """[S] of the nearer limit; 1 and more pages."""
+        # NaN: a score without one before it is no pair of consecutive rounds.
+        hard = np.nan_to_num(np.minimum(self.score, self.before) / self.limit)
+        share: Floats = np.maximum(hard, self.evidence.shares()[0])
         return share
 
     def level(self) -> float:
-        """The largest share of a limit; of the e-SR it is the mean over everything that counts."""
-        if not self.is_armed or not self.log_r.size:
+        """The largest share of a limit; that of the e-SR is of all streams together."""
+        if not self.is_armed:
             return 0.0
-        mean = np.logaddexp.reduce(self.log_r.ravel()) - math.log(self.log_r.size)
-        together = float(np.logaddexp(0.0, mean)) / math.log1p(self.mean_rounds)
-        return max(float(self.share().max()), together)
+        return max(float(self.share().max(initial=0.0)), self.evidence.level)
 
     def deviations(self) -> list[Deviation]:
-        """Every stream, in order; none before the hard rule is armed."""
+        """Streams that the latest round measured; none before the hard rule is armed."""
         if not self.is_armed:
             return []
-        rows = zip(self.score, self.limit, self.share(), self.since_ns, strict=True)
+        onsets = np.where(self.since_ns > 0, self.since_ns, self.evidence.onsets()[0])
+        rows = zip(self.score, self.limit, self.share(), onsets, strict=True)
         return [
             Deviation(self.source, stream, float(z), float(limit), float(share), int(since) or None)
             for stream, (z, limit, share, since) in zip(self.streams.streams, rows, strict=True)
+            if np.isfinite(z)
         ]
 
     def onset(self) -> int | None:
         """The first layer that has left what is benign in both of the last two rounds."""
-        low = np.fmin(self.score, self.before)
-        above = np.isfinite(self.before) & (low > self._benign_most())
+        above = np.minimum(self.score, self.before) > self._benign_most()  # NaN is not
         layers = [
             stream.layer
             for stream, is_above in zip(self.streams.streams, above, strict=True)
@@ -180,7 +171,7 @@ class Judge:
         """Statistics start again at 0; what was learnt stays."""
         self.score = np.full_like(self.score, np.nan)
         self.before = np.full_like(self.before, np.nan)
-        self.log_r = np.full_like(self.log_r, -np.inf)
+        self.evidence.zero()
         self.since_ns = np.zeros_like(self.since_ns)
 
     def _learn_first(self, each: Round) -> None:
@@ -208,15 +199,13 @@ class Judge:
         self._set_limits()
 
     def _learn_more(self) -> None:
-        with np.errstate(invalid="ignore"):
-            if (self.score > self.limit).any():
-                self.num_rejected += 1
-                return
+        if (self.score > self.limit).any():  # NaN is not
+            self.num_rejected += 1
+            return
         self.benign = np.vstack([self.benign, self.score])
         if self.is_complete:
             self._set_limits()
-            floored = np.where(np.isfinite(self.benign), np.fmax(self.benign, 1.0), np.inf)
-            self.ordered = np.sort(floored, axis=0)
+            self.set_ranks()
 
     def _benign_most(self) -> Floats:
         """[S] the largest benign Z, at least the floor itself."""
@@ -228,37 +217,16 @@ class Judge:
         # walked up step by step.
         self.limit = HARD * self._benign_most()
 
-    def _accumulate(self) -> None:
-        rank_score = _rank_scores(self.ordered, self.score)
-        num = len(self.ordered)
-        log_e = LAMBDAS * (rank_score[:, None] - 2 / math.sqrt(num)) - _psi(num)
-        grown = np.minimum(np.logaddexp(0.0, self.log_r) + log_e, _MAX_LOG)
-        # A stream that was not measured says nothing.
-        self.log_r = np.where(np.isfinite(log_e), grown, self.log_r)
+    def set_ranks(self) -> None:
+        """Take ranks among the benign rounds, once there are enough of them."""
+        if self.is_complete:
+            self.ranks = Ranks(np.fmax(self.benign, 1.0) + 0 * self.benign)
 
     def _mark(self, start_ns: int) -> None:
-        with np.errstate(invalid="ignore"):
-            is_up = (self.score > self._benign_most()) | (self.log_r.max(1, initial=-np.inf) > 0)
         fresh = np.where(self.since_ns == 0, start_ns, self.since_ns)
-        self.since_ns = np.where(is_up, fresh, 0)
+        self.since_ns = np.where(self.score > self._benign_most(), fresh, 0)
 
 
-def _rank_scores(ordered: Floats, score: Floats) -> Floats:
-    """[S] normal scores of `score` by its mid-rank in the columns of `ordered` [K, S]."""
-    at_least = np.fmax(score, 1.0)
-    below = (ordered < at_least).sum(0)
-    equal = (ordered == at_least).sum(0)
-    # Streams that were not measured in some benign rounds have a shorter list.
-    num = np.isfinite(ordered).sum(0)
-    found = [
-        math.nan if math.isnan(z) or not n else NormalDist().inv_cdf((b + e / 2 + 0.5) / (n + 1))
-        for z, b, e, n in zip(score, below, equal, num, strict=True)
-    ]
-    return np.array(found, np.float64)
-
-
-def _psi(num: int) -> Floats:
-    """Logarithm of the mean of exp(lambda g) over the `num` + 1 rank scores that there are."""
-    grid = [NormalDist().inv_cdf((i + 0.5) / (num + 1)) for i in range(num + 1)]
-    psi: Floats = np.log(np.exp(LAMBDAS * np.array(grid)[:, None]).mean(0))
-    return psi
+def _bets(ranks: Ranks) -> Bets:
+    num = int(ranks.num_windows.max(initial=1))
+    return Bets.of_ranks(num, lambdas=LAMBDAS, margin=0.0, sides=(1.0,))

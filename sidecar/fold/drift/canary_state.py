@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from sidecar.errors import StateError
 from sidecar.fold.drift import exported
-from sidecar.fold.drift.canary_judge import KERNELS, LAMBDAS, Judge, Pace
+from sidecar.fold.drift.canary_judge import KERNELS, Judge, Pace
 from sidecar.fold.drift.canary_reference import Reference
 from sidecar.fold.drift.canary_rounds import OpenRound, Rounds
 from sidecar.fold.drift.canary_streams import CanaryStreams
-from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.wire.frame import Identity
 from sidecar.wire.signature import Layout
 
@@ -60,11 +59,10 @@ def export_judge(key: str, judge: Judge) -> Plain:
         "first": _stacked(judge),
         "num_benign": len(judge.benign),
         "benign": exported.packed(judge.benign),
-        "num_ordered": len(judge.ordered),
-        "ordered": exported.packed(judge.ordered),
         "mean": None if reference is None else exported.packed(reference.mean),
         "floor": None if reference is None else exported.packed(reference.floor),
-        "log_r": exported.packed(judge.log_r),
+        "run_length": float(judge.evidence.run_length),
+        "evidence": judge.evidence.export(),
         "since_ns": exported.packed(judge.since_ns),
         **{name: exported.packed(getattr(judge, name)) for name in _BY_STREAM},
         **{name: getattr(judge, name) for name in _COUNTS},
@@ -84,13 +82,15 @@ def restore_judge(plain: Plain, pace: Pace, num_prompts: int) -> tuple[str, Judg
     num_first = exported.number(plain, "num_first")
     judge.first = list(exported.floats(plain, "first", (num_first, num_prompts, width)))
     judge.benign = exported.floats(plain, "benign", (exported.number(plain, "num_benign"), num))
-    judge.ordered = exported.floats(plain, "ordered", (exported.number(plain, "num_ordered"), num))
+    judge.set_ranks()
     if plain["mean"] is not None:
         judge.reference = Reference(
             exported.floats(plain, "mean", (num_prompts, width)),
             exported.floats(plain, "floor", (num_prompts, num)),
         )
-    judge.log_r = exported.floats(plain, "log_r", (num, len(LAMBDAS)))
+    # It depends on how many sources there were; the channel sets it again.
+    judge.evidence.run_length = float(plain["run_length"])
+    judge.evidence.restore(plain["evidence"])
     judge.since_ns = exported.integers(plain, "since_ns", (num,))
     for name in _BY_STREAM:
         setattr(judge, name, exported.floats(plain, name, (num,)))
@@ -117,22 +117,6 @@ def restore_rounds(plain: Plain, prompts: Sequence[str]) -> Rounds:
         opened = _restore_open(each, len(prompts))
         rounds.open.setdefault(opened.source, {})[opened.start_ns] = opened
     return rounds
-
-
-def export_verdict(verdict: Verdict | None) -> Plain | None:
-    """A latched verdict as plain values."""
-    if verdict is None:
-        return None
-    causes = [list(cause) for cause in verdict.causes]
-    return {**verdict._asdict(), "state": str(verdict.state), "causes": causes}
-
-
-def restore_verdict(plain: Plain | None) -> Verdict | None:
-    """The verdict of `export_verdict`."""
-    if plain is None:
-        return None
-    causes = tuple(Cause(*cause) for cause in plain["causes"])
-    return Verdict(**{**plain, "state": ChannelState(plain["state"]), "causes": causes})
 
 
 def _export_open(opened: OpenRound) -> Plain:
