@@ -1,0 +1,1 @@
+"""Long work over recordings: fit, calibrate, replay; here, or on a Ray cluster."""
