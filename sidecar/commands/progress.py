@@ -14,7 +14,10 @@ EVERY_SECONDS: Final = 10.0
 
 @contextmanager
 def progress(
-    title: str, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    title: str,
+    total: int,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[int], None]]:
     """A function to be told how much more is done, of `total`."""
     stream = stream or sys.stderr

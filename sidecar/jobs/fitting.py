@@ -9,8 +9,9 @@ from functools import partial
 from typing import Final
 
 from sidecar.errors import BaselineError, StoreError
+from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.fit import Fit
-from sidecar.fold.drift.header import Header, joined
+from sidecar.fold.drift.header import Header, compare, joined
 from sidecar.fold.drift.plan import Plan, Survey
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.window import Assembly
@@ -49,6 +50,18 @@ def header_of(recordings: Sequence[Recording], assembly: Assembly) -> Header:
     return header._replace(assembly=assembly)
 
 
+def check_comparable(recordings: Sequence[Recording], baseline: Baseline) -> None:
+    """BaselineError, with the file and the field, unless all can be compared with `baseline`."""
+    for each in recordings:
+        refusals = compare(baseline.header, each.header).refusals
+        if refusals:
+            told = "; ".join(map(str, refusals))
+            raise BaselineError(
+                f"{each.path} cannot be compared with the baseline ({told}); "
+                "fit one from such recordings"
+            )
+
+
 def survey_recordings(recordings: Sequence[Recording], pool: Pool, advance: Advance) -> Plan:
     """The first pass; `advance` is told of requests."""
     parts = parts_of(recordings)
@@ -56,7 +69,7 @@ def survey_recordings(recordings: Sequence[Recording], pool: Pool, advance: Adva
     total = Survey(schema)
     for part, survey in zip(parts, pool.map(partial(_survey, schema), parts), strict=True):
         total.merge(survey)
-        advance(_num_requests(part))
+        advance(num_requests(part))
     return total.get()
 
 
@@ -69,7 +82,7 @@ def fit_recordings(
     total = Fit(bare, plan)
     for part, fit in zip(parts, pool.map(partial(_fit, bare, plan), parts), strict=True):
         total.merge(fit)
-        advance(_num_requests(part))
+        advance(num_requests(part))
     return total
 
 
@@ -91,5 +104,6 @@ def _feed(part: Part, update: Callable[..., object]) -> None:
             update(observation)
 
 
-def _num_requests(part: Part) -> int:
+def num_requests(part: Part) -> int:
+    """Requests in a part."""
     return sum(each.num_requests for each in part)
