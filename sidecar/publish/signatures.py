@@ -29,7 +29,10 @@ class LayoutAnswer(BaseModel):
 
 
 class SignatureAnswer(BaseModel):
-    """One request. `layout` is a place in `layouts`; `is_final` once the request is over."""
+    """One request. `layout` is a place in `layouts`; `is_final` once the request is over.
+
+    canary: `<prompt>@<round>` of a known-safe task; empty for everything else.
+    """
 
     id: str
     source: str
@@ -39,6 +42,8 @@ class SignatureAnswer(BaseModel):
     num_prompt_tokens: int
     num_generated_tokens: int
     adapter: str
+    route: str
+    canary: str
     preemptions: int
     values: list[float | None]
 
@@ -97,6 +102,8 @@ def _signature(signed: Signed, layout: int) -> SignatureAnswer:
         num_prompt_tokens=signature.num_prompt_tokens,
         num_generated_tokens=signature.num_generated_tokens,
         adapter=signature.adapter,
+        route=signature.route,
+        canary=signature.canary,
         preemptions=signature.preemptions,
         values=[known(value) for value in values],
     )

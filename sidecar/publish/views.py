@@ -17,6 +17,7 @@ import sidecar
 from sidecar.fold.requests import MAX_REQUESTS
 from sidecar.fold.signatures import MAX_SIGNATURES
 from sidecar.publish import answers
+from sidecar.publish.identity import IdentityAnswer, identity_answer
 from sidecar.publish.portion import DEFAULT_LIMIT
 from sidecar.publish.problems import Problem, Unanswerable
 from sidecar.publish.requests import RequestsAnswer, requests_answer
@@ -38,7 +39,8 @@ _PAGE: Final = f"""<!doctype html>
 <li><a href="/healthz">/healthz</a>: this process lives</li>
 <li><a href="/readyz">/readyz</a>: is the telemetry to be trusted, and if not, why</li>
 </ul>
-<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures.</p>
+<p>On the API port: /v1/status, /v1/identity, /v1/layers, /v1/signals, /v1/requests,
+/v1/signatures.</p>
 </body></html>
 """
 _PAGE_HEADERS: Final = {
@@ -83,6 +85,13 @@ def exposition(request: Request, state: Shared) -> Response:
 def status(state: Shared) -> Response:
     """Tell the state of every source, and ordinary stats."""
     return _json(answers.status_answer(state.intake.get()))
+
+
+@api.get("/identity", response_model=IdentityAnswer)
+def identity(state: Shared) -> Response:
+    """Tell what every engine executes, and of what its signatures are."""
+    signed = state.intake.signatures(MAX_SIGNATURES)
+    return _json(identity_answer(state.intake.get(), signed))
 
 
 @api.get("/layers", response_model=answers.LayersAnswer)

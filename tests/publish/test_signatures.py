@@ -30,6 +30,8 @@ def test_a_signature_is_told_in_full() -> None:
         "num_prompt_tokens": 64,
         "num_generated_tokens": 9,
         "adapter": "support",
+        "route": "",
+        "canary": "",
         "preemptions": 1,
     }
     assert values[1] is None

@@ -14,11 +14,15 @@ from sidecar.publish.app import create_api_app, create_metrics_app
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
 from sidecar.publish.state import State
-from sidecar.wire.frame import Requests, pack
+from sidecar.wire.frame import Identity, Requests, Source, Status, pack
+from sidecar.wire.signature import Layout
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
 
-V1 = ("/v1/status", "/v1/layers", "/v1/signals", "/v1/requests", "/v1/signatures")
+V1 = (
+    *("/v1/status", "/v1/identity", "/v1/layers", "/v1/signals", "/v1/requests"),
+    "/v1/signatures",
+)
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
 
@@ -168,6 +172,23 @@ def test_a_group_of_signals_is_asked_for_by_name(running: Sidecar) -> None:
     assert "attention, " in unknown["remedy"]
 
 
+def test_an_engine_tells_what_it_executes(running: Sidecar) -> None:
+    """Field by field as on the wire; the layout once a signature came; front ends are none."""
+    told = Identity(model_name="tiny", weights_digest="ab" * 32, hidden_size=8)
+    new = FakeSource(Source("engine", dp=1))
+    running.hear()
+    for source, identity in ((running.engine, told), (new, Identity())):
+        status = Status("live", identity=identity)
+        running.intake.accept(pack(source.frame(status, running.clock())))
+    first, second = running.api.get("/v1/identity").json()["engines"]
+
+    assert (first["source"], second["source"]) == ("engine-dp0-pp0-tp0", "engine-dp1-pp0-tp0")
+    assert first["identity"] == {name: getattr(told, name) for name in Identity.__struct_fields__}
+    layout = fakes.signatures("a").layout
+    assert first["layout"] == {name: getattr(layout, name) for name in Layout.__struct_fields__}
+    assert second["layout"] is None
+
+
 def test_signatures_are_listed_latest_first(running: Sidecar) -> None:
     """Up to the limit."""
     running.hear()
@@ -260,6 +281,7 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
 
     assert set(paths) == {
         "/v1/status",
+        "/v1/identity",
         "/v1/layers",
         "/v1/signals",
         "/v1/signatures",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.commands.command import needs
 from sidecar.commands.progress import progress
+from sidecar.config import API_PORT
 
 if TYPE_CHECKING:
     from sidecar.fold.drift.baseline import Baseline
@@ -140,3 +141,12 @@ def calibrated(parsed: argparse.Namespace, baseline: "Baseline", pool: "Pool") -
             baseline, policy_of(parsed), parsed.seed, pool, advance, parsed.months
         )
     return baseline.calibrated(calibration)
+
+
+def add_url(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
+    """`--url URL`."""
+    default = f"http://127.0.0.1:{API_PORT}" if is_required else None
+    note = f"default {default}" if is_required else "compare with what runs there"
+    parser.add_argument(
+        "--url", default=default, metavar="URL", help=f"API of a running `sidecar serve`; {note}"
+    )
