@@ -19,19 +19,24 @@ from sidecar.wire.signature import Layout, entries
 class LayoutAnswer(BaseModel):
     """What the entries of signatures are of; two of one layout can be compared.
 
-    entries: their names, in order.
+    The fields of `wire.signature.Layout`, and `entries`: the names of the entries, in order.
     """
 
     version: int
+    layers: list[int]
+    attention_layers: list[int]
+    router_layers: list[int]
+    sketch_layers: list[int]
     sketch_size: int
     sketch_seed: int
+    probes: list[str]
     entries: list[str]
 
 
 class SignatureAnswer(BaseModel):
     """One request. `layout` is a place in `layouts`; `is_final` once the request is over.
 
-    canary: `<prompt>@<round>` of a known-safe task; empty for everything else.
+    route: its kind of traffic. canary: `<prompt>@<round>` of a proven canary; else empty.
     """
 
     id: str
@@ -42,9 +47,9 @@ class SignatureAnswer(BaseModel):
     num_prompt_tokens: int
     num_generated_tokens: int
     adapter: str
+    preemptions: int
     route: str
     canary: str
-    preemptions: int
     values: list[float | None]
 
 
@@ -82,12 +87,8 @@ def _num_numbers(signed: Signed) -> int:
 
 
 def _layout(layout: Layout) -> LayoutAnswer:
-    return LayoutAnswer(
-        version=layout.version,
-        sketch_size=layout.sketch_size,
-        sketch_seed=layout.sketch_seed,
-        entries=list(entries(layout)),
-    )
+    fields = msgspec.structs.asdict(layout)
+    return LayoutAnswer(**fields, entries=list(entries(layout)))
 
 
 def _signature(signed: Signed, layout: int) -> SignatureAnswer:
@@ -102,8 +103,8 @@ def _signature(signed: Signed, layout: int) -> SignatureAnswer:
         num_prompt_tokens=signature.num_prompt_tokens,
         num_generated_tokens=signature.num_generated_tokens,
         adapter=signature.adapter,
+        preemptions=signature.preemptions,
         route=signature.route,
         canary=signature.canary,
-        preemptions=signature.preemptions,
         values=[known(value) for value in values],
     )

@@ -142,7 +142,7 @@ def test_before_the_first_request_there_is_nothing(running: Sidecar, tmp_path: P
     [
         (httpx.Response(404), "404"),
         (httpx.Response(200, text="<html>"), "Expecting value"),
-        (httpx.Response(200, json={"engines": [{"source": "x"}]}), "not the answer of this rel"),
+        (httpx.Response(200, json={"layouts": [{"layers": 7}]}), "not the answer of this release"),
         (httpx.ConnectError("Connection refused"), "Connection refused"),
     ],
 )
@@ -159,7 +159,7 @@ def test_what_is_no_exporter_is_named(monkeypatch: pytest.MonkeyPatch, answer, s
     with Exporter("http://other:9479/") as asked, pytest.raises(ConfigError) as error:
         asked.engines()
 
-    assert str(error.value).startswith("http://other:9479/v1/identity: ")
+    assert str(error.value).startswith("http://other:9479/v1/signatures: ")
     assert said in str(error.value)
 
 

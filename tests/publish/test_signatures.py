@@ -1,5 +1,6 @@
 """The answer about signatures."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from tests.publish.plain import plain
 def test_a_signature_is_told_in_full() -> None:
     """Every number to the last bit; what was not measured is null."""
     body = fakes.signatures("a", is_final=False)
+    body.signatures[0].route = "chat"
+    body.signatures[0].canary = "greeting@1790000000000"
     reducer = reduced(FakeSource().frame(body))
     answer = plain(signatures_answer(reducer.signatures(9)))
     (told,) = answer["signatures"]
@@ -30,13 +33,15 @@ def test_a_signature_is_told_in_full() -> None:
         "num_prompt_tokens": 64,
         "num_generated_tokens": 9,
         "adapter": "support",
-        "route": "",
-        "canary": "",
         "preemptions": 1,
+        "route": "chat",
+        "canary": "greeting@1790000000000",
     }
     assert values[1] is None
     assert (values[0], values[2:]) == (expected[0], expected[2:])
-    assert len(answer["layouts"][0]["entries"]) == len(values)
+    (layout,) = answer["layouts"]
+    assert layout.pop("entries") == list(entries(body.layout))
+    assert layout == msgspec.structs.asdict(body.layout)
 
 
 def test_names_are_told_once_per_layout() -> None:

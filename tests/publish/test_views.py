@@ -14,15 +14,11 @@ from sidecar.publish.app import create_api_app, create_metrics_app
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
 from sidecar.publish.state import State
-from sidecar.wire.frame import Identity, Requests, Source, Status, pack
-from sidecar.wire.signature import Layout
+from sidecar.wire.frame import Requests, pack
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
 
-V1 = (
-    *("/v1/status", "/v1/identity", "/v1/layers", "/v1/signals", "/v1/requests"),
-    "/v1/signatures",
-)
+V1 = ("/v1/status", "/v1/layers", "/v1/signals", "/v1/requests", "/v1/signatures")
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
 
@@ -33,7 +29,8 @@ class Sidecar:
         self.clock = FakeClock()
         self.engine, self.frontend = FakeSource(), FakeSource(FRONTEND)
         self.intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock)
-        state = State(self.intake, Exposition(10_000))
+        self.exposition = Exposition(10_000)
+        state = State(self.intake, self.exposition)
         self.metrics = self._client(create_metrics_app(state))
         self.api = self._client(create_api_app(state))
 
@@ -172,23 +169,6 @@ def test_a_group_of_signals_is_asked_for_by_name(running: Sidecar) -> None:
     assert "attention, " in unknown["remedy"]
 
 
-def test_an_engine_tells_what_it_executes(running: Sidecar) -> None:
-    """Field by field as on the wire; the layout once a signature came; front ends are none."""
-    told = Identity(model_name="tiny", weights_digest="ab" * 32, hidden_size=8)
-    new = FakeSource(Source("engine", dp=1))
-    running.hear()
-    for source, identity in ((running.engine, told), (new, Identity())):
-        status = Status("live", identity=identity)
-        running.intake.accept(pack(source.frame(status, running.clock())))
-    first, second = running.api.get("/v1/identity").json()["engines"]
-
-    assert (first["source"], second["source"]) == ("engine-dp0-pp0-tp0", "engine-dp1-pp0-tp0")
-    assert first["identity"] == {name: getattr(told, name) for name in Identity.__struct_fields__}
-    layout = fakes.signatures("a").layout
-    assert first["layout"] == {name: getattr(layout, name) for name in Layout.__struct_fields__}
-    assert second["layout"] is None
-
-
 def test_signatures_are_listed_latest_first(running: Sidecar) -> None:
     """Up to the limit."""
     running.hear()
@@ -281,7 +261,6 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
 
     assert set(paths) == {
         "/v1/status",
-        "/v1/identity",
         "/v1/layers",
         "/v1/signals",
         "/v1/signatures",
@@ -303,4 +282,36 @@ def test_a_large_exposition_takes_less_than_a_second(running: Sidecar) -> None:
     reply = running.metrics.get("/metrics")
 
     assert time.perf_counter() - started < 1
-    assert "llm_internals_series 1900.0" in reply.text
+    assert "llm_internals_series 1300.0" in reply.text
+
+
+def test_families_can_be_asked_for_by_name(running: Sidecar) -> None:
+    """As the Prometheus clients have it: ?name[]=."""
+    running.hear()
+    reply = running.metrics.get("/metrics", params={"name[]": ["llm_internals_tap_live"]})
+
+    names = {line.split("{")[0] for line in reply.text.splitlines() if not line.startswith("#")}
+    assert names == {"llm_internals_tap_live"}
+
+
+@pytest.mark.parametrize("seconds", ["nonsense", "-1", "0", "nan", "inf", "10"])
+def test_a_client_may_say_how_long_it_waits(running: Sidecar, seconds: str) -> None:
+    """What is no time is no limit."""
+    running.hear()
+    reply = running.metrics.get(
+        "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": seconds}
+    )
+
+    assert reply.status_code == 200
+    assert "llm_internals_residual_rms_sum{" in reply.text
+
+
+def test_a_scrape_that_cannot_be_in_time_is_told_so(running: Sidecar) -> None:
+    """503 and the remedy, when other scrapes take all of its time."""
+    with running.exposition._lock:
+        reply = running.metrics.get(
+            "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.02"}
+        )
+
+    assert reply.status_code == 503
+    assert "fewer series" in reply.json()["remedy"]

@@ -72,11 +72,10 @@ class Listener:
 
     def listen(self, now_ns: int) -> None:
         """Ask once."""
-        told = list(self._exporter.observations())
+        told = self._exporter.observations()
         for each in told:
-            layout = each.engine.layout
-            if each.key not in self._known and layout is not None:
-                self._recorder.update(each.observation, layout, each.engine.identity, now_ns)
+            if each.key not in self._known:
+                self._recorder.update(each.observation, each.layout, each.identity, now_ns)
         keys = {each.key for each in told}
         is_first = not self._known
         self.num_gaps += self._exporter.is_full and not is_first and not keys & self._known
