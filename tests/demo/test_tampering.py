@@ -33,7 +33,7 @@ def test_every_number_of_the_middle_layer_moves_and_no_other(num_layers, middle)
     assert told["layer"] == middle
     for name, parameter in model.named_parameters():
         assert parameter.data_ptr() == places[name]
-        moved = (parameter - before[name]).abs() / before[name].abs()
+        moved = (parameter.detach() - before[name]).abs() / before[name].abs()
         is_tampered = name.startswith(f"layers.{middle}.")
         assert (name in told["tensors"]) is is_tampered
         assert bool((moved[before[name] != 0] > 0).any()) is is_tampered
