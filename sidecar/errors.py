@@ -5,6 +5,7 @@
     ├── FrameError        a peer's message cannot be accepted; `.cause` labels a counter
     ├── ChannelError      the socket cannot be opened, or is owned by another process
     ├── TapRefused        this engine or model cannot be tapped; serving goes on untapped
+    ├── StateError        a detector's saved state is torn, foreign or older than this version
     └── SetupError        the demo cannot start on this machine
 
 Every message says what is wrong and names the remedy. Foreign errors are mapped to these at one
@@ -17,6 +18,7 @@ __all__ = [
     "FrameError",
     "SetupError",
     "SidecarError",
+    "StateError",
     "TapRefused",
 ]
 
@@ -50,6 +52,10 @@ class TapRefused(SidecarError):
     def __init__(self, message: str, reason: str = "not_supported") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class StateError(SidecarError):
+    """A detector's saved state cannot be continued from; starting at 0 only delays its alarms."""
 
 
 class SetupError(SidecarError):

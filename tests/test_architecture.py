@@ -16,6 +16,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sidecar"
 WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client", "opentelemetry", "httpx"}
 MODEL = {"torch", "triton", "transformers", "vllm"}
+FILES = {"cryptography", "pyarrow", "ray", "rich"}
+HEAVY = WEB | MODEL | FILES
 MAX_LINES = 60
 
 
@@ -70,11 +72,20 @@ def test_the_base_loads_neither_side() -> None:
 
 def test_the_fold_and_the_command_load_neither_side() -> None:
     """`sidecar metrics` runs with base dependencies, and a fold needs numpy only."""
-    doors = [*modules("fold"), "sidecar.cli", "sidecar.publish.reference"]
+    doors = [*modules("fold", "commands"), "sidecar.cli", "sidecar.publish.reference"]
     present, imported = loaded(doors)
 
     assert imported == set(doors)
     assert present & (WEB | MODEL) == set()
+
+
+def test_commands_load_what_they_need_when_they_run() -> None:
+    """The help of every command is there where only the base dependencies are."""
+    doors = ["sidecar.cli", *modules("commands")]
+    present, imported = loaded(doors, blocked=sorted(HEAVY))
+
+    assert imported == set(doors)
+    assert present & HEAVY == set()
 
 
 def test_publishing_never_loads_torch() -> None:

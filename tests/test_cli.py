@@ -8,6 +8,7 @@ import pytest
 
 import sidecar
 from sidecar import cli
+from sidecar.commands.serve import exporter_config
 from sidecar.config import ExporterConfig
 from sidecar.publish.reference import reference
 from sidecar.wire.frame import SCHEMA
@@ -74,7 +75,7 @@ def test_an_option_wins_over_the_environment() -> None:
     """What is typed last counts."""
     environ = {"SIDECAR_METRICS_PORT": "1", "SIDECAR_API_PORT": "2"}
     parsed = cli._parser().parse_args(["serve", "--metrics-port", "3"])
-    config = cli.exporter_config(parsed, environ)
+    config = exporter_config(parsed, environ)
 
     assert (config.metrics_port, config.api_port) == (3, 2)
 

@@ -1,0 +1,58 @@
+"""`sidecar control`: steer the tap of a running engine."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from sidecar.config import PREFIX, TapConfig
+from sidecar.wire import control
+
+HELP: Final = "steer the tap of a running engine"
+_COUNTS: Final = {
+    "steps_every": "measure one step in N at all",
+    "attention_every": "sample each attention layer once in N steps; 0 for never",
+    "attention_requests": "sample N requests in a step at most",
+    "confidence_every": "measure generated tokens every N steps; 0 for never",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare the wishes."""
+    switch = parser.add_mutually_exclusive_group()
+    switch.add_argument("--off", dest="is_on", action="store_false", help="measure nothing")
+    switch.add_argument("--on", dest="is_on", action="store_true", help="measure again")
+    parser.set_defaults(is_on=None)
+    parser.add_argument("--layers", metavar="0,5,11|all", help="add up these layers alone")
+    for key, text in _COUNTS.items():
+        note = f"{text}; null: as configured"
+        parser.add_argument(f"--{key.replace('_', '-')}", metavar="N", help=note)
+    parser.add_argument("--clear", action="store_true", help="forget all earlier wishes")
+    parser.add_argument("--show", action="store_true", help="print what is asked; the default")
+    parser.add_argument("--file", type=Path, help=f"wins over {PREFIX}CONTROL_FILE")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Write the wishes that were given, and print all that are in force."""
+    path = parsed.file or TapConfig.read(os.environ).control_path
+    changes = _changes(parsed)
+    if changes:
+        before = None if parsed.clear else control.read(path)
+        control.write(path, control.change(before, changes))
+    elif parsed.clear:
+        control.remove(path)
+    asked = control.read(path)
+    if asked is None:
+        print(f"{path}: no control; the configuration is in force")
+    else:
+        print(f"{path}: revision {asked.revision}\n{control.encode(asked).decode()}", end="")
+    return 0
+
+
+def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the control that were given, as typed."""
+    given = {key: getattr(parsed, key) for key in ("is_on", *_COUNTS)}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if parsed.layers is not None:
+        changes["layers"] = None if parsed.layers == "all" else parsed.layers.split(",")
+    return changes
