@@ -115,7 +115,7 @@ class EngineTap:
         instruments: Instruments | None = None,
         governor: Governor | None = None,
     ) -> None:
-        self.roster = Roster(config.adapters, allow_opt_out=config.allow_opt_out)
+        self.roster = Roster(config.adapters, config.routes, allow_opt_out=config.allow_opt_out)
         meter = Meter(guard, slab.rows.device)
         self.governor = governor or Governor(config, layer_ids, slab, meter)
         self.step = -1

@@ -2,7 +2,7 @@
 
 Owned by the pump thread. A request that is over leaves a record with the tables of every instrument
 and a signature; a long one is signed every second. Instruments are asked under the guard, each at a
-site of its own: one that fails is disarmed alone.
+site of its own: one that fails is disarmed alone. Whether a request is a canary is proven here.
 """
 
 import time
@@ -18,6 +18,7 @@ from sidecar.tap.instrument import Instrument, Instruments, site_of
 from sidecar.tap.ledger import Ledger
 from sidecar.tap.roster import Entry, Roster
 from sidecar.tap.tally import Tally
+from sidecar.wire import canary
 from sidecar.wire.frame import (
     MAX_BYTES,
     MAX_TABLES,
@@ -58,6 +59,7 @@ class Records:
         guard: Guard,
     ) -> None:
         self._config = config
+        self._canary_key = config.canary_key()
         self._layer_ids = layer_ids
         self._ledger = ledger
         self._roster = roster
@@ -78,7 +80,7 @@ class Records:
                 self._count(entry)
                 self._complete(request, slot, entry)
                 if self._config.signatures:
-                    signed = self._sign(request, slot, num_generated, is_final=True)
+                    signed = self._sign(request, slot, entry, num_generated, is_final=True)
                     self._signatures.append(signed)
                 if self._config.requests:
                     self._finished.append(request)
@@ -103,7 +105,7 @@ class Records:
         return self._guard.run_aside(site_of(instrument), lambda: list(read(instrument))) or []
 
     def _sign(
-        self, request: Request, slot: int, num_generated: int, *, is_final: bool
+        self, request: Request, slot: int, entry: Entry, num_generated: int, *, is_final: bool
     ) -> Signature:
         kit = self._instruments
         sketches = None if kit.sketches is None else kit.sketches(slot)
@@ -118,6 +120,8 @@ class Records:
             signature.values(kit.layout, self._layer_ids, request, sketches)
             .astype("<f4", copy=False)
             .tobytes(),
+            entry.route,
+            canary.proven(entry.tag, self._canary_key, entry.entered_ns // 1_000_000),
         )
 
     def _sign_running(self) -> None:
@@ -131,9 +135,10 @@ class Records:
             # One that the roster knows no more has ended: its last signature is on its way.
             if request is not None and req_id in self._roster:
                 self._signed_ns[slot] = now
-                self._complete(request, slot, self._roster.get(req_id))
+                entry = self._roster.get(req_id)
+                self._complete(request, slot, entry)
                 num_generated = self._ledger.num_generated(slot)
-                signed = self._sign(request, slot, num_generated, is_final=False)
+                signed = self._sign(request, slot, entry, num_generated, is_final=False)
                 self._signatures.append(signed)
 
     def bodies(self) -> Iterator[Totals | Requests | Signatures]:

@@ -19,12 +19,14 @@ from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.probes import row_signals
 from sidecar.tap.records import MAX_RUNNING
 from sidecar.tap.ring import NUM_LOANS
-from sidecar.tap.roster import XARG
+from sidecar.tap.roster import ROUTE_XARG, XARG
 from sidecar.tap.rows import Batch, Plan
 from sidecar.tap.sites import Site
 from sidecar.tap.slab import Slab
 from sidecar.tap.stream import attach_probe
 from sidecar.tap.tally import Tally
+from sidecar.wire import canary
+from sidecar.wire.canary import Canary
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import (
     Arrays,
@@ -557,6 +559,55 @@ def test_a_finished_request_is_signed(quiet) -> None:
     sums = Arrays.unpack(record.moments, 3).sums
     assert got["residual/prefill/l7/log_rms"] == pytest.approx(sums[1, 1, 0, 1] / 2, rel=1e-6)
     assert signatures(quiet.flush()) == []
+
+
+@pytest.fixture
+def canary_key(tmp_path):
+    """The file of the operator's secret."""
+    file = tmp_path / "canary.key"
+    file.write_bytes(b"a secret of the operator's, 32 b")
+    return file
+
+
+def test_a_signature_tells_the_route_and_the_proven_canary(
+    socket_path, guard, canary_key, clock
+) -> None:
+    """At its end and while it runs; a tag with a wrong mac proves nothing, and is no route."""
+    served = Served(socket_path, guard, routes=("chat",), canary_key_file=canary_key)
+    served.tap.arm(was_warmed_up=False)
+    round_ms = time.time_ns() // 1_000_000
+    good = canary.tag(Canary("greeting", round_ms), canary_key.read_bytes())
+    served.tap.roster.enter("a", None, {ROUTE_XARG: "chat", canary.XARG: good})
+    served.tap.roster.enter("b", None, {ROUTE_XARG: "shop", canary.XARG: good[:-2] + "zz"})
+    served.step(("a", 6), ("b", 4))
+    clock.now += 10**9
+    served.tap.finish(["b"])
+    told = {each.id: each for each in signatures(served.flush())}
+    assert not told["a"].is_final
+    assert (told["a"].route, told["a"].canary) == ("chat", f"greeting@{round_ms}")
+    assert (told["b"].route, told["b"].canary) == ("other", "")
+    clock.now += 10**13  # it was in time when it came
+    served.tap.finish(["a"])
+    (last,) = signatures(served.flush())
+    assert (last.is_final, last.route, last.canary) == (True, "chat", f"greeting@{round_ms}")
+
+
+def test_a_canary_is_measured_like_any_other_request(socket_path, guard, canary_key) -> None:
+    """The same numbers, a record, and a place in the totals; without a key file it is none."""
+    told = []
+    for options in ({"canary_key_file": canary_key}, {}):
+        served = Served(socket_path, guard, **options)
+        served.tap.arm(was_warmed_up=False)
+        made = canary.tag(Canary("a", time.time_ns() // 1_000_000), canary_key.read_bytes())
+        served.tap.roster.enter("a", None, {canary.XARG: made})
+        served.step(("a", 6))
+        served.tap.finish(["a"])
+        said = served.flush()
+        told += signatures(said)
+        assert record_of(said, "a").coverage == Coverage([4, 2, 0, 0])
+        assert said[Layers][0].num_requests == 1
+    assert told[0].values == told[1].values
+    assert (bool(told[0].canary), bool(told[1].canary)) == (True, False)
 
 
 def test_a_tap_without_signatures_or_records_gives_none(socket_path, guard) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sidecar.tap.roster import OTHER_ADAPTER, XARG, Entry, Roster
+from sidecar.tap.roster import OTHER_ADAPTER, OTHER_ROUTE, ROUTE_XARG, XARG, Entry, Roster
+from sidecar.wire import canary
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,44 @@ def test_preemptions_are_counted_and_survive_a_new_announcement() -> None:
     roster.enter("a", "legal", None)
     roster.preempt(["a"])
     assert roster.get("a") == Entry("legal", preemptions=2)
+
+
+@pytest.mark.parametrize(
+    ("named", "label"),
+    [
+        (None, ""),
+        ("", ""),
+        ("chat", "chat"),
+        ("private", OTHER_ROUTE),
+        (["chat"], OTHER_ROUTE),
+        (7, OTHER_ROUTE),
+    ],
+)
+def test_a_route_is_a_label_when_the_operator_listed_it(named, label) -> None:
+    """Any other is `other`, whatever its type: a client cannot make strata."""
+    roster = Roster((), ["chat", "search"])
+    roster.enter("a", None, {ROUTE_XARG: named})
+    roster.enter("b", None, {XARG: "all"})
+    assert roster.get("a") == Entry(route=label)
+    assert roster.get("b").route == ""
+
+
+def test_a_tag_is_kept_as_it_came_with_the_time_of_its_request() -> None:
+    """Unproven; a preempted request that is announced anew keeps its first time."""
+    now = iter([5, 6])
+    roster = Roster(clock_ns=lambda: next(now))
+    for req_id in ("a", "b", "a"):
+        roster.enter(req_id, None, {canary.XARG: "greeting@1:00"})
+    assert roster.get("a") == Entry(tag="greeting@1:00", entered_ns=5)
+    assert roster.get("b").entered_ns == 6
+
+
+@pytest.mark.parametrize("given", [None, 7, ["greeting@1:00"], "x" * (canary.MAX_TAG + 1)])
+def test_what_can_be_no_tag_is_not_kept(given) -> None:
+    """Neither another type nor a long text takes room, nor is the clock asked."""
+    roster = Roster(clock_ns=lambda: 1 // 0)
+    roster.enter("a", None, {canary.XARG: given})
+    assert roster.get("a") == Entry()
 
 
 def test_an_entry_is_replaced_never_changed() -> None:

@@ -80,7 +80,7 @@ def seat_worker(worker: Any, vllm_config: Any) -> None:
     engine = _engine(vllm_config)
     try:
         config = TapConfig.read(os.environ, options_of(vllm_config))
-        config.key()  # or it would be found wanting only when the model is loaded
+        config.key(), config.canary_key()  # or found wanting only when the model is loaded
     except ConfigError as error:
         config = _meeting_point()
         refusal.report(config, _source(vllm_config), engine, error, Guard(config.max_errors))

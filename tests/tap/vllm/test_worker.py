@@ -271,15 +271,16 @@ def test_a_key_of_additional_config_that_nobody_knows_is_refused(key, said, rank
     assert said in status.detail
 
 
+@pytest.mark.parametrize("key", ["SIDECAR_KEY_FILE", "SIDECAR_CANARY_KEY_FILE"])
 def test_a_key_file_that_cannot_be_read_costs_the_tap_only(
-    ranks, tap_on, monkeypatch, tmp_path
+    key, ranks, tap_on, monkeypatch, tmp_path
 ) -> None:
     """Without its key the tap cannot speak for itself: it says so unsigned, and the model loads."""
-    monkeypatch.setenv("SIDECAR_KEY_FILE", str(tmp_path / "missing"))
+    monkeypatch.setenv(key, str(tmp_path / "missing"))
     made = seated()
     status = tap_on.wait_for(is_state("refused")).body
     assert status.reason == "configuration"
-    assert "SIDECAR_KEY_FILE" in status.detail
+    assert key in status.detail
     made.load_model()
     made.compile_or_warm_up_model()
     made.shutdown()
