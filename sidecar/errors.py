@@ -6,6 +6,7 @@
     ├── ChannelError      the socket cannot be opened, or is owned by another process
     ├── TapRefused        this engine or model cannot be tapped; serving goes on untapped
     ├── StateError        a detector's saved state is torn, foreign or older than this version
+    ├── WatchError        the thread that judges drift does not answer in time
     └── SetupError        the demo cannot start on this machine
 
 Every message says what is wrong and names the remedy. Foreign errors are mapped to these at one
@@ -20,6 +21,7 @@ __all__ = [
     "SidecarError",
     "StateError",
     "TapRefused",
+    "WatchError",
 ]
 
 
@@ -56,6 +58,10 @@ class TapRefused(SidecarError):
 
 class StateError(SidecarError):
     """A detector's saved state cannot be continued from; starting at 0 only delays its alarms."""
+
+
+class WatchError(SidecarError):
+    """The thread that judges drift did not answer in time; what was asked may still be done."""
 
 
 class SetupError(SidecarError):

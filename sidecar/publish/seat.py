@@ -31,6 +31,16 @@ class ChannelView(NamedTuple):
     num_pages: int = 0
     num_errors: int = 0
 
+    def doubted(self, reason: str) -> "ChannelView":
+        """The same for a reason not to rely on it: it is not armed, but a page stays a page."""
+        if not self.is_configured:
+            return self
+        verdict, state = self.verdict, self.verdict.state
+        if state is ChannelState.ARMED:
+            state = ChannelState.COLLECTING
+        told = verdict._replace(state=state, reason=f"{reason}; {verdict.reason}")
+        return self._replace(verdict=told)
+
 
 def absent(name: str, remedy: str) -> ChannelView:
     """A channel that nobody asked for."""

@@ -36,8 +36,8 @@ def serve(config: ExporterConfig) -> int:
         metrics = stack.enter_context(_listen("metrics", config.metrics_host, config.metrics_port))
         api = stack.enter_context(_listen("api", config.api_host, config.api_port))
         state = create_state(config)
-        stack.callback(state.intake.stop)
-        state.intake.start()
+        stack.callback(state.stop)
+        state.start()
         ready = (
             f"sidecar ready: metrics {_url(metrics)}/metrics api {_url(api)}/v1/status "
             f"socket {config.socket}\n"

@@ -1,4 +1,4 @@
-"""What every route reads: the intake's snapshots, and the exposition that renders them."""
+"""What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
 from typing import Annotated, NamedTuple
 
@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.watch import Watch
 
 
 class State(NamedTuple):
@@ -13,6 +14,17 @@ class State(NamedTuple):
 
     intake: Intake
     exposition: Exposition
+    watch: Watch
+
+    def start(self) -> None:
+        """Begin to judge, then to read."""
+        self.watch.start()
+        self.intake.start()
+
+    def stop(self) -> None:
+        """Read no more, judge what was read, and keep it."""
+        self.intake.stop()
+        self.watch.stop()
 
 
 async def _state(request: Request) -> State:

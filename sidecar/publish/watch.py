@@ -15,7 +15,7 @@ from concurrent.futures import TimeoutError as NotInTime
 from typing import Final, NamedTuple, TypeVar
 
 from sidecar.errors import WatchError
-from sidecar.publish.judges import DriftView, Heard, Judges
+from sidecar.publish.judges import DriftView, Heard, Judges, Told
 from sidecar.publish.keeper import Keeper
 from sidecar.publish.mailbox import Mailbox
 from sidecar.wire.frame import Body, Frame, Manifest, Serving, Signatures, Status
@@ -23,6 +23,7 @@ from sidecar.wire.frame import Body, Frame, Manifest, Serving, Signatures, Statu
 MAX_BYTES: Final = 32 << 20
 ASK_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 2.0
+STALLED_SECONDS: Final = 30.0
 _TURN_SECONDS: Final = 0.25
 _ITEM_BYTES: Final = 1024  # about what one signature or message takes beside its numbers
 _BUSY: Final = "the thread that judges drift is busy or stopped; ask again, and read its log"
@@ -85,8 +86,10 @@ class Watch:
             self._num_left_out += num_items
 
     def get(self) -> DriftView:
-        """Everything publishable, as of the last turn."""
-        return self._view._replace(num_left_out=self._num_left_out)
+        """Everything publishable, as of the last turn; an old view says so."""
+        view = self._view._replace(num_left_out=self._num_left_out)
+        seconds = (self._clock_ns() - view.now_ns) / 1e9
+        return view if seconds <= STALLED_SECONDS else _stalled(view, seconds)
 
     def ask(self, question: Callable[[Judges, int], _Answer]) -> _Answer:
         """Have the thread do something with the judges at its time.
@@ -160,7 +163,13 @@ _IN_MEMORY: Final = (
 )
 
 
-def _of_interest(body: Body) -> Body | None:
+def _stalled(view: DriftView, seconds: float) -> DriftView:
+    reason = f"nothing was judged for {seconds:.0f} s: a channel hangs, see the sidecar's log"
+    channels = tuple(each.doubted(reason) for each in view.channels)
+    return view._replace(channels=channels)
+
+
+def _of_interest(body: Body) -> Told | None:
     """What a frame holds for drift: final signatures, what is executed, what was served."""
     match body:
         case Signatures():
@@ -171,7 +180,7 @@ def _of_interest(body: Body) -> Body | None:
     return None
 
 
-def _size(body: Body) -> tuple[int, int]:
+def _size(body: Told) -> tuple[int, int]:
     """How many items, and about how many bytes in memory."""
     if not isinstance(body, Signatures):
         return 1, 8 * _ITEM_BYTES
