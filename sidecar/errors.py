@@ -5,21 +5,25 @@
     ├── FrameError        a peer's message cannot be accepted; `.cause` labels a counter
     ├── ChannelError      the socket cannot be opened, or is owned by another process
     ├── TapRefused        this engine or model cannot be tapped; serving goes on untapped
-    ├── StateError        a detector's saved state is torn, foreign or older than this version
-    ├── WatchError        the thread that judges drift does not answer in time
-    └── SetupError        the demo cannot start on this machine
+    ├── SetupError        the demo cannot start on this machine
+    ├── BaselineError     a baseline cannot be compared or merged; the message names the field
+    ├── StateError        the state of an earlier life is not of this release or baseline
+    ├── StoreError        a file is torn, foreign or not signed as it must be
+    └── WatchError        the thread that judges drift does not answer in time
 
 Every message says what is wrong and names the remedy. Foreign errors are mapped to these at one
-border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `demo`).
+border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `store`, `demo`).
 """
 
 __all__ = [
+    "BaselineError",
     "ChannelError",
     "ConfigError",
     "FrameError",
     "SetupError",
     "SidecarError",
     "StateError",
+    "StoreError",
     "TapRefused",
     "WatchError",
 ]
@@ -57,7 +61,7 @@ class TapRefused(SidecarError):
 
 
 class StateError(SidecarError):
-    """A detector's saved state cannot be continued from; starting at 0 only delays its alarms."""
+    """What was saved cannot be continued from; a detector that starts at 0 only alarms later."""
 
 
 class WatchError(SidecarError):
@@ -66,3 +70,11 @@ class WatchError(SidecarError):
 
 class SetupError(SidecarError):
     """The demo cannot start on this machine; the message names the remedy."""
+
+
+class BaselineError(SidecarError):
+    """A baseline cannot be compared with what is served, or with another one."""
+
+
+class StoreError(SidecarError):
+    """A file is torn, foreign, of another version, or not signed as it must be."""

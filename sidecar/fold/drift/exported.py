@@ -49,6 +49,12 @@ def integers(exported: Plain, field: str, shape: tuple[int, ...]) -> NDArray[np.
     return _array(exported, field, shape, "i").astype(np.int64)
 
 
+def same(exported: Plain, field: str, wanted: object) -> None:
+    """Raises StateError unless the value of `field` is `wanted`."""
+    if exported.get(field) != wanted:
+        raise StateError(f"{field} of the state is another than now; {_REMEDY}")
+
+
 def number(exported: Plain, field: str) -> int:
     """The whole number of `field`. Raises StateError."""
     value = exported.get(field)
