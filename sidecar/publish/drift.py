@@ -66,7 +66,7 @@ class DeploymentAnswer(BaseModel):
 class DriftAnswer(BaseModel):
     """All channels. `state` is the worst of those configured.
 
-    keeping: why what was learnt would not survive a restart; empty when it would.
+    keeping: what is wrong with keeping what was learnt over a restart; empty when all is well.
     requests, windows: how many, by what became of them, since this sidecar started.
     """
 

@@ -25,6 +25,7 @@ def collector(get: Callable[[], DriftView]) -> Collector:
         configured = [each for each in view.channels if each.is_configured]
         yield from _channels(configured)
         yield from _totals(view)
+        yield from _references(view, snapshot.now_ns)
         yield family("weights", _weights(view, {each.name for each in snapshot.sources}))
 
     return collect
@@ -67,6 +68,27 @@ def _totals(view: DriftView) -> Iterator[Family]:
     yield family("drift_judged_timestamp_seconds", [((), view.now_ns / 1e9)])
     terms = view.terms
     yield family("drift", [((terms.preset, f"{terms.window_ns / 1e9:g}"), 1)])
+
+
+def _references(view: DriftView, now_ns: int) -> Iterator[Family]:
+    held = [] if view.baseline is None else [view.baseline]
+    headers = [(each.digest, each.header) for each in held]
+    yield family(
+        "baseline_age_seconds", (((), (now_ns - header.end_ns) / 1e9) for _, header in headers)
+    )
+    yield family(
+        "baseline",
+        (
+            ((digest, header.identity.weights_digest, header.schema_digest, header.release), 1)
+            for digest, header in headers
+        ),
+    )
+    rounds, deviations = view.canaries
+    yield family("canary_rounds", (((outcome,), n) for outcome, n in rounds.items()))
+    yield family(
+        "canary_layer_deviation_ratio",
+        (((str(layer),), value) for layer, value in sorted(deviations.items())),
+    )
 
 
 def _weights(view: DriftView, heard: set[str]) -> Rows:

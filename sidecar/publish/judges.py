@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from sidecar.errors import StateError
+from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.channel import Channel
 from sidecar.fold.drift.observation import observation_of
 from sidecar.fold.drift.window import Window
@@ -81,15 +82,23 @@ class Terms(NamedTuple):
         return f"{self.preset} preset, windows of {seconds:g} s: its alarms prove nothing"
 
 
+class Canaries(NamedTuple):
+    """Rounds of known-safe tasks by outcome, and how far each layer was off in the last one."""
+
+    rounds: dict[str, int]
+    deviations: dict[int, float]
+
+
 class DriftView(NamedTuple):
     """Everything publishable about drift at `now_ns`.
 
     channels: all there could be, also those that are not configured, in order of `CHANNELS`.
     executed: what each engine says that it executes, by source.
+    baseline: what traffic is compared with; None without.
     num_canary: canary requests taken; num_left_out: items that found no room before the judges.
     num_errors: exceptions outside of the channels.
     windows: closed ones, the oldest first; forgotten: cursor of the last one no longer held.
-    keeping: why the state would not survive a restart; "" when it would.
+    keeping: what is wrong with keeping the state over a restart; "" when all is well.
     """
 
     now_ns: int
@@ -100,6 +109,8 @@ class DriftView(NamedTuple):
     windows: tuple[Closed, ...]
     forgotten: int
     deployments: tuple[Deployment, ...] = ()
+    baseline: Baseline | None = None
+    canaries: Canaries = Canaries({}, {})
     num_canary: int = 0
     num_scored: int = 0
     num_errors: int = 0
@@ -142,17 +153,17 @@ class Judges:
         """Everything publishable at `now_ns`."""
         windows, forgotten = self._book.held()
         return DriftView(
-            now_ns,
-            self._terms,
-            tuple(self._channel(name, now_ns) for name in CHANNELS),
-            dict(self._executed),
-            self._book.counts(),
-            windows,
-            forgotten,
-            tuple(self._deployments),
-            self._num_canary,
-            self._num_scored,
-            self.num_errors,
+            now_ns=now_ns,
+            terms=self._terms,
+            channels=tuple(self._channel(name, now_ns) for name in CHANNELS),
+            executed=dict(self._executed),
+            counts=self._book.counts(),
+            windows=windows,
+            forgotten=forgotten,
+            deployments=tuple(self._deployments),
+            num_canary=self._num_canary,
+            num_scored=self._num_scored,
+            num_errors=self.num_errors,
         )
 
     def acknowledge(self, name: str, now_ns: int) -> ChannelView:

@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from sidecar.errors import WatchError
 from sidecar.publish.judges import DriftView, Heard, Judges, Told
-from sidecar.publish.keeper import Keeper
 from sidecar.publish.mailbox import Mailbox
 from sidecar.wire.frame import Body, Frame, Manifest, Serving, Signatures, Status
 
@@ -36,6 +35,20 @@ class _Question(NamedTuple):
 
     ask: Callable[[Judges, int], object]
     answer: "Future[object]"
+
+
+class Keeper(Protocol):
+    """Where the state of the judges outlives the process."""
+
+    @property
+    def reason(self) -> str:
+        """What is wrong with keeping it; "" when all is well."""
+
+    def save(self, exported: dict[str, Any]) -> None:
+        """Replace what is kept; a failure becomes the reason."""
+
+    def load(self) -> Any:
+        """What an earlier life kept; None when there is nothing of use."""
 
 
 class Watch:

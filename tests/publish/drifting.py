@@ -1,23 +1,30 @@
 """Stand-ins for drift: a channel that does as it is told, and requests that finish when told."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from sidecar.errors import StateError
+from sidecar.fold.drift.baseline import Baseline
+from sidecar.fold.drift.fit import Fit
+from sidecar.fold.drift.header import Header
+from sidecar.fold.drift.observation import observation_of
+from sidecar.fold.drift.plan import Survey
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.fold.drift.window import Assembly, Window, Windows
+from sidecar.fold.signatures import Signed
+from sidecar.publish import drift_metrics
 from sidecar.publish.book import Book
-from sidecar.publish.judges import Judges, Terms
-from sidecar.publish.keeper import Keeper
+from sidecar.publish.collectors import COLLECTORS, Collector
+from sidecar.publish.judges import Canaries, DriftView, Judges, Terms
 from sidecar.publish.seat import Seat
-from sidecar.publish.watch import MAX_BYTES, Watch
-from sidecar.wire.frame import Signature, Signatures
+from sidecar.publish.watch import MAX_BYTES, Keeper, Watch
+from sidecar.wire.frame import Identity, Manifest, Signature, Signatures
 from sidecar.wire.signature import Layout, size
-from tests.fakes import NOW, SECOND, FakeClock
+from tests.fakes import NOW, SECOND, FakeClock, FakeSource
 
 MINUTE = 60 * SECOND
 START = NOW - NOW % MINUTE  # a window begins here
@@ -101,14 +108,61 @@ def judges(*channels: FakeChannel, preset: str = "production") -> Judges:
 def watch(
     *channels: FakeChannel,
     clock: FakeClock | None = None,
-    folder: Path | None = None,
+    keeper: Keeper | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Watch:
     """A watch over fake channels; its thread is not started."""
-    keeper = Keeper(folder) if folder else None
     return Watch(judges(*channels), keeper, clock or FakeClock(), max_bytes)
 
 
 def states(channels: Sequence[Any]) -> dict[str, str]:
     """State by channel, of those configured."""
     return {c.verdict.channel: str(c.verdict.state) for c in channels if c.is_configured}
+
+
+@cache
+def baseline(num_windows: int = 12, assembly: Assembly = ASSEMBLY) -> Baseline:
+    """A baseline of `num_windows` windows of forty requests each, that ended at START."""
+    draws = np.random.default_rng(7)
+    items = []
+    for k in range(40 * num_windows):
+        t_ns = START - (num_windows - k // 40) * assembly.length_ns
+        body = finished(t_ns, level=float(draws.normal()))
+        items.append(observation_of(Signed("engine", LAYOUT, body.signatures[0])))
+    survey = Survey(Schema.of(LAYOUT))
+    for item in items:
+        survey.update(item)
+    identity = Identity(weights_digest="d1", dtype="bfloat16")
+    fit = Fit(Header(identity, LAYOUT, assembly, release="1.2.3"), survey.get())
+    for item in items:
+        fit.update(item)
+    return fit.get()
+
+
+@cache
+def everything() -> DriftView:
+    """A view with something in every family: a page with causes, weights, windows of each kind."""
+    clock = FakeClock(START)
+    paging = FakeChannel("traffic", pages_after=1)
+    judging = watch(paging, FakeChannel("mix"), clock=clock)
+    source = FakeSource()
+    for body in (
+        Manifest("complete", weights_digest="d1", tokenizer_digest="d2"),
+        finished(START, 3),
+        finished(START, 1, canary="p1@1790000000000"),
+    ):
+        judging.hear(source.frame(body, START), START)
+    judging.turn()
+    clock.now_ns = START + 4 * MINUTE
+    judging.turn()
+    canaries = Canaries({"complete": 3, "failed": 1}, {0: 1.0, 1: 2.5})
+    view = judging.get()
+    channels = [each._replace(num_errors=len(each.verdict.channel)) for each in view.channels]
+    return view._replace(
+        now_ns=NOW, baseline=baseline(), canaries=canaries, channels=tuple(channels)
+    )
+
+
+def collectors() -> dict[str, Collector]:
+    """All collectors, that of drift over `everything`."""
+    return {**COLLECTORS, "drift": drift_metrics.collector(everything)}

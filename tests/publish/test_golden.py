@@ -9,6 +9,7 @@ import pytest
 from sidecar.publish.metrics import Build, Exposition
 from tests import fakes
 from tests.fakes import NOW, SECOND, Ticking
+from tests.publish import drifting
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = {"text.prom": "", "openmetrics.prom": "application/openmetrics-text;version=1.0.0"}
@@ -18,7 +19,12 @@ REMEDY = "if the change is meant: REGENERATE_GOLDEN=1 .venv/bin/pytest tests/pub
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_exposition_is_the_committed_one(name: str) -> None:
     """Any change of a name, label, help text, order or number shows as a diff."""
-    exposition = Exposition(10_000, build=Build("1.2.3", "1", "3.11.0"), clock=Ticking())
+    exposition = Exposition(
+        10_000,
+        build=Build("1.2.3", "1", "3.11.0"),
+        collectors=drifting.collectors(),
+        clock=Ticking(),
+    )
     snapshot = fakes.everything().get(NOW + 10 * SECOND)
     body, _ = exposition.render(snapshot, FORMATS[name])
     if os.environ.get("REGENERATE_GOLDEN"):

@@ -6,6 +6,7 @@ import subprocess
 from sidecar.publish.metrics import Exposition
 from tests import fakes
 from tests.fakes import NOW, SECOND
+from tests.publish import drifting
 
 
 def test_promtool_has_no_complaint() -> None:
@@ -14,7 +15,8 @@ def test_promtool_has_no_complaint() -> None:
     assert promtool, (
         "promtool is not on PATH; `make tools` installs it (Debian: apt install prometheus)"
     )
-    body, _ = Exposition(10_000).render(fakes.everything().get(NOW + 10 * SECOND), "")
+    exposition = Exposition(10_000, collectors=drifting.collectors())
+    body, _ = exposition.render(fakes.everything().get(NOW + 10 * SECOND), "")
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
     )

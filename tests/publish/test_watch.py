@@ -210,14 +210,6 @@ def test_stopping_does_not_wait_for_a_stuck_channel(monkeypatch: pytest.MonkeyPa
     release.set()
 
 
-def test_stopping_without_having_started_keeps_what_waits(tmp_path: Path) -> None:
-    """Nothing waits for a thread that never ran."""
-    life = Life(FakeChannel(), folder=tmp_path)
-    life.watch.stop()
-
-    assert not life.watch.get().channels[1].num_errors
-
-
 def test_what_engines_execute_is_told() -> None:
     """Identity and manifest by source; a front end executes nothing."""
     life = Life(FakeChannel())
@@ -245,7 +237,7 @@ def test_the_demonstrations_preset_is_said_in_every_reason() -> None:
 
 
 def test_memory_stays_bounded_over_many_requests() -> None:
-    """10^5 requests in 100 minutes: the second half of them takes no more memory than windows do."""
+    """10^5 requests in 100 minutes: the second half takes no more memory than its windows."""
     channel = FakeChannel()
     life = Life(channel)
     resident = []
