@@ -15,7 +15,7 @@ KERNELS_PYTHON ?= $(BIN)/python
 # away. What fails twice fails; what passed only then is named at the end, and is a bug to mend.
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
 READY := .venv/.stamp
-PROMTOOL := .tools/bin/promtool
+TOOLS := .tools/.stamp
 SOURCES := $(wildcard bench dashboards examples sidecar tests)
 
 .PHONY: help
@@ -30,10 +30,10 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(PROMTOOL) ## fetch promtool into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus and promtool into .tools, from Debian's packages
 
-$(PROMTOOL): scripts/promtool.sh
-	@scripts/progress.sh "tools: fetching promtool" .cache/logs/promtool.log scripts/promtool.sh .tools
+$(TOOLS): scripts/prometheus.sh
+	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
 	@touch $@
 
 .PHONY: run
