@@ -275,6 +275,10 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
         "/v1/signatures",
         "/v1/requests",
         "/v1/requests/{request_id}",
+        "/v1/drift",
+        "/v1/drift/{channel}/acknowledge",
+        "/v1/deployments",
+        "/v1/windows",
         "/healthz",
         "/readyz",
     }
