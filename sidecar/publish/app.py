@@ -3,22 +3,28 @@
 /metrics and health are for the pod network, the API is not: hence two apps over one state.
 """
 
+from typing import Final
+
 from fastapi import APIRouter, FastAPI
 
 import sidecar
-from sidecar.config import ExporterConfig
-from sidecar.fold.drift.schema import Schema
-from sidecar.fold.drift.window import Assembly, Windows
+from sidecar.config import PREFIX, ExporterConfig
+from sidecar.errors import ConfigError
 from sidecar.fold.reducer import Limits, Reducer
 from sidecar.publish import drift_metrics, drift_views, problems, views
-from sidecar.publish.book import Book
+from sidecar.publish.baselines import Baselines
 from sidecar.publish.collectors import COLLECTORS
 from sidecar.publish.intake import Intake
-from sidecar.publish.judges import Judges, Terms
+from sidecar.publish.judges import Judges
+from sidecar.publish.keeper import FileKeeper
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.panel import Terms
 from sidecar.publish.state import State
 from sidecar.publish.watch import Watch
+from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
+
+RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
 def create_state(config: ExporterConfig) -> State:
@@ -28,24 +34,30 @@ def create_state(config: ExporterConfig) -> State:
     """
     key = config.key()
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
-    watch = create_watch(config)
+    terms = Terms(config.preset, config.window_ns)
+    baselines = Baselines(terms, config.baseline_file, config.baseline_key_file)
+    watch = create_watch(config, terms, baselines)
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
-    collectors = {**COLLECTORS, "drift": drift_metrics.collector(watch.get)}
-    return State(intake, Exposition(config.series_cap, collectors=collectors), watch)
+    drift = drift_metrics.collector(watch.get, dict)
+    exposition = Exposition(config.series_cap, collectors={**COLLECTORS, "drift": drift})
+    return State(intake, exposition, watch, baselines)
 
 
-def create_watch(config: ExporterConfig) -> Watch:
+def create_watch(config: ExporterConfig, terms: Terms, baselines: Baselines) -> Watch:
     """What judges drift, with everything that an earlier life left in the state folder.
 
     Raises ConfigError when a file or folder that was named cannot be used.
     """
-    terms = Terms(config.preset, config.window_ns)
-    assembly = Assembly(config.window_ns)
+    keeper = None if config.state_dir is None else FileKeeper(config.state_dir)
+    return Watch(Judges(terms, baselines.read(), None, _recorder(config)), keeper)
 
-    def opener(schema: Schema) -> tuple[Windows, str]:
-        return Windows(schema, assembly), ""
 
-    return Watch(Judges(terms, Book(opener), []))
+def _recorder(config: ExporterConfig) -> Recorder | None:
+    if not config.record:
+        return None
+    if config.state_dir is None:
+        raise ConfigError(f"{PREFIX}RECORD: recordings need a folder; set {PREFIX}STATE_DIR")
+    return Recorder(config.state_dir / RECORDINGS, sidecar.__version__)
 
 
 def create_metrics_app(state: State) -> FastAPI:

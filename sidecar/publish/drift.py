@@ -4,14 +4,17 @@ Guarantees: every channel that can be is told, one that is not configured with h
 state comes with a sentence; an answer is bounded, and says when it leaves windows out.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sidecar.fold.drift.baseline import Baseline
+from sidecar.fold.drift.header import compare
 from sidecar.fold.drift.verdict import Cause, ChannelState
 from sidecar.publish.answers import known
 from sidecar.publish.book import Closed
-from sidecar.publish.judges import DriftView
+from sidecar.publish.judges import CHANNELS, DriftView, Executed
 from sidecar.publish.portion import portion
 from sidecar.publish.seat import ChannelView
 from sidecar.wire.signature import Layout
@@ -63,11 +66,21 @@ class DeploymentAnswer(BaseModel):
     note: str
 
 
+class RecordingAnswer(BaseModel):
+    """Requests recorded and lost, files removed to make room; why the last loss happened."""
+
+    num_recorded: int
+    num_lost: int
+    num_removed: int
+    reason: str
+
+
 class DriftAnswer(BaseModel):
     """All channels. `state` is the worst of those configured.
 
     keeping: what is wrong with keeping what was learnt over a restart; empty when all is well.
-    requests, windows: how many, by what became of them, since this sidecar started.
+    canary_rounds, requests, windows: how many, by what became of them, since this sidecar started.
+    recording: what SIDECAR_RECORD wrote; null without.
     """
 
     state: ChannelState
@@ -77,8 +90,38 @@ class DriftAnswer(BaseModel):
     keeping: str
     channels: list[ChannelAnswer]
     deployments: list[DeploymentAnswer]
+    canary_rounds: dict[str, int]
     requests: dict[str, int]
     windows: dict[str, int]
+    recording: RecordingAnswer | None
+
+
+class BaselineAnswer(BaseModel):
+    """A baseline: what it was made of, and what it can be used for.
+
+    header: identity, layout, windows and span, as the file has them.
+    refusals: why what is served cannot be compared with it. findings: what else is executed;
+    comparing goes on. By source, in words.
+    replay: what calibration on its own second half said; null when it was not calibrated.
+    """
+
+    digest: str
+    header: dict[str, Any]
+    num_requests: int
+    num_windows: int
+    strata: list[str]
+    num_tail_requests: int
+    replay: dict[str, float | int | str | bool] | None
+    refusals: dict[str, list[str]]
+    findings: dict[str, list[str]]
+
+
+class BaselinesAnswer(BaseModel):
+    """The baseline in force; `reason` says why there is none, and how to get one."""
+
+    file: str | None
+    reason: str
+    baseline: BaselineAnswer | None
 
 
 class Announcement(BaseModel):
@@ -120,7 +163,7 @@ class WindowsAnswer(BaseModel):
     windows: list[WindowAnswer]
 
 
-def drift_answer(view: DriftView) -> DriftAnswer:
+def drift_answer(view: DriftView, canary_rounds: dict[str, int]) -> DriftAnswer:
     """What every channel concludes."""
     states = [each.verdict.state for each in view.channels if each.is_configured]
     return DriftAnswer(
@@ -131,8 +174,10 @@ def drift_answer(view: DriftView) -> DriftAnswer:
         keeping=view.keeping,
         channels=[channel_answer(each) for each in view.channels],
         deployments=[DeploymentAnswer(**each._asdict()) for each in view.deployments],
+        canary_rounds=canary_rounds,
         requests=requests_by_outcome(view),
         windows=windows_by_outcome(view),
+        recording=view.recording and RecordingAnswer(**view.recording._asdict()),
     )
 
 
@@ -172,6 +217,16 @@ def windows_answer(view: DriftView, after: int, limit: int | None = None) -> Win
     )
 
 
+def baselines_answer(view: DriftView, path: Path | None) -> BaselinesAnswer:
+    """The baseline in force."""
+    baseline = view.baseline
+    return BaselinesAnswer(
+        file=None if path is None else str(path),
+        reason="" if baseline else f"no baseline: {CHANNELS['traffic']}",
+        baseline=None if baseline is None else _baseline(baseline, view.executed),
+    )
+
+
 def requests_by_outcome(view: DriftView) -> dict[str, int]:
     """Finished requests by what became of them."""
     counts = view.counts
@@ -192,6 +247,27 @@ def windows_by_outcome(view: DriftView) -> dict[str, int]:
         "unscored": view.counts.num_closed - view.num_scored,
         "insufficient": view.counts.num_insufficient,
     }
+
+
+def _baseline(baseline: Baseline, executed: dict[str, Executed]) -> BaselineAnswer:
+    header = baseline.header
+    served = {
+        source: compare(header, header._replace(identity=told.identity, layout=told.layout))
+        for source, told in executed.items()
+        if told.identity is not None and told.layout is not None
+    }
+    calibration, tail = baseline.calibration, baseline.tail
+    return BaselineAnswer(
+        digest=baseline.digest,
+        header=header.to_plain(),
+        num_requests=baseline.num_requests,
+        num_windows=baseline.num_windows,
+        strata=list(baseline.plan.strata),
+        num_tail_requests=tail.num_requests if tail else 0,
+        replay=calibration and calibration.replay,
+        refusals={source: list(map(str, each.refusals)) for source, each in served.items()},
+        findings={source: list(map(str, each.findings)) for source, each in served.items()},
+    )
 
 
 def _cause(cause: Cause) -> CauseAnswer:

@@ -17,8 +17,10 @@ from sidecar.publish.judges import DriftView
 from sidecar.publish.seat import ChannelView
 
 
-def collector(get: Callable[[], DriftView]) -> Collector:
-    """A collector of what `get` tells at each scrape."""
+def collector(
+    get: Callable[[], DriftView], canary_rounds: Callable[[], dict[str, int]]
+) -> Collector:
+    """A collector of what `get` and `canary_rounds` (by outcome) tell at each scrape."""
 
     def collect(snapshot: Snapshot) -> Iterator[Family]:
         view = get()
@@ -26,6 +28,8 @@ def collector(get: Callable[[], DriftView]) -> Collector:
         yield from _channels(configured)
         yield from _totals(view)
         yield from _references(view, snapshot.now_ns)
+        rounds = canary_rounds()
+        yield family("canary_rounds", (((outcome,), n) for outcome, n in rounds.items()))
         yield family("weights", _weights(view, {each.name for each in snapshot.sources}))
 
     return collect
@@ -83,8 +87,7 @@ def _references(view: DriftView, now_ns: int) -> Iterator[Family]:
             for digest, header in headers
         ),
     )
-    rounds, deviations = view.canaries
-    yield family("canary_rounds", (((outcome,), n) for outcome, n in rounds.items()))
+    deviations = view.canaries.deviations
     yield family(
         "canary_layer_deviation_ratio",
         (((str(layer),), value) for layer, value in sorted(deviations.items())),

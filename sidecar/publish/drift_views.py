@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from sidecar.errors import WatchError
+from sidecar.errors import ConfigError, WatchError
 from sidecar.publish import drift
 from sidecar.publish.book import MAX_WINDOWS
 from sidecar.publish.judges import CHANNELS, Judges
@@ -48,7 +48,7 @@ Posted = Annotated[bytes, Depends(_body)]
 @api.get("/drift", response_model=drift.DriftAnswer)
 def verdicts(state: Shared) -> Response:
     """Tell what every channel concludes, and why."""
-    return _json(drift.drift_answer(state.watch.get()))
+    return _json(drift.drift_answer(state.watch.get(), state.canary_rounds()))
 
 
 @api.get("/windows", response_model=drift.WindowsAnswer)
@@ -67,10 +67,33 @@ def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
     if channel not in CHANNELS:
         known = ", ".join(CHANNELS)
         raise Unanswerable(404, f"no channel {channel[:64]!r}", f"acknowledge one of {known}")
-    found = next(c for c in state.watch.get().channels if c.verdict.channel == channel)
-    if not found.is_configured:
-        raise Unanswerable(409, f"{channel} is {found.verdict.reason}", CHANNELS[channel])
+    _configured(state, channel)
     return _json(drift.channel_answer(_ask(state, lambda j, now: j.acknowledge(channel, now))))
+
+
+@api.post("/drift/canary/discard", response_model=drift.ChannelAnswer, responses=_PROBLEMS)
+def discard(state: Shared, _: Posted) -> Response:
+    """Forget what canaries looked like, after a change of yours; they are learnt anew."""
+    _configured(state, "canary")
+    return _json(drift.channel_answer(_ask(state, lambda judges, now: judges.discard(now))))
+
+
+@api.get("/baselines", response_model=drift.BaselinesAnswer)
+def baselines(state: Shared) -> Response:
+    """Tell the baseline in force, and how what is served differs from it."""
+    return _json(drift.baselines_answer(state.watch.get(), state.baselines.path))
+
+
+@api.post("/baseline/reload", response_model=drift.BaselinesAnswer, responses=_PROBLEMS)
+def reload(state: Shared, _: Posted) -> Response:
+    """Read SIDECAR_BASELINE_FILE again, and judge by it from now on."""
+    try:
+        panel = state.baselines.read()
+    except ConfigError as error:
+        remedy = "mend the file and ask again; the baseline before stays in force"
+        raise Unanswerable(409, str(error), remedy) from error
+    _ask(state, lambda judges, now: judges.use(panel, now))
+    return baselines(state)
 
 
 @api.post("/deployments", response_model=drift.DeploymentAnswer, responses=_PROBLEMS)
@@ -79,6 +102,12 @@ def announce(state: Shared, posted: Posted) -> Response:
     note = _read(drift.Announcement, posted).note
     made = _ask(state, lambda judges, now: judges.announce(note, now))
     return _json(drift.DeploymentAnswer(**made._asdict()), 201)
+
+
+def _configured(state: State, channel: str) -> None:
+    found = next(c for c in state.watch.get().channels if c.verdict.channel == channel)
+    if not found.is_configured:
+        raise Unanswerable(409, f"{channel} is {found.verdict.reason}", CHANNELS[channel])
 
 
 def _ask(state: State, question: Callable[[Judges, int], _Answer]) -> _Answer:

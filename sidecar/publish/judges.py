@@ -6,24 +6,38 @@ the canary channel alone, all others the windows alone.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from sidecar.errors import StateError
 from sidecar.fold.drift.baseline import Baseline
-from sidecar.fold.drift.channel import Channel
-from sidecar.fold.drift.observation import observation_of
-from sidecar.fold.drift.window import Window
+from sidecar.fold.drift.canary import CanaryChannel
+from sidecar.fold.drift.observation import Observation, observation_of
+from sidecar.fold.drift.schema import Schema
+from sidecar.fold.drift.window import Window, Windows
 from sidecar.fold.signatures import Signed
 from sidecar.publish.book import Book, Closed, Counts
+from sidecar.publish.panel import Panel, Terms, WindowChannel
 from sidecar.publish.seat import ChannelView, Seat, absent
-from sidecar.wire.frame import Identity, Manifest, Serving, Signatures, Source, Status
+from sidecar.store.recorder import Recorder
+from sidecar.store.snapshot import Saved, Snapshot
+from sidecar.wire.frame import Identity, Manifest, Signatures, Source, Status
+from sidecar.wire.signature import Layout
 
 MAX_SOURCES: Final = 256
 MAX_DEPLOYMENTS: Final = 32
-_VERSION: Final = 1
-Told = Signatures | Status | Manifest | Serving
+_OWN: Final = "judges"  # where our own state stands beside that of the channels
+_BY_LAYOUT: Final = ("traffic", "mix", "tail")  # these judge nothing but the baseline's layout
+
+
+class Served(NamedTuple):
+    """Requests that a front end saw the end of."""
+
+    num_finished: int
+
+
+Told = Signatures | Status | Manifest | Served
 
 _BY_BASELINE: Final = "set SIDECAR_BASELINE_FILE to what `sidecar baseline fit` wrote"
 
@@ -57,36 +71,24 @@ class Executed(NamedTuple):
     """What one engine executes, as far as it said so."""
 
     identity: Identity | None = None
+    layout: Layout | None = None
     manifest: Manifest | None = None
 
 
-class WindowChannel(Channel, Protocol):
-    """A channel that judges closed windows."""
-
-    def update(self, window: Window) -> object:
-        """Take one."""
-
-
-class Terms(NamedTuple):
-    """How is judged: the preset's name, and the length of a window."""
-
-    preset: str
-    window_ns: int
-
-    @property
-    def note(self) -> str:
-        """What every reason begins with."""
-        if self.preset == "production":
-            return ""
-        seconds = self.window_ns / 1e9
-        return f"{self.preset} preset, windows of {seconds:g} s: its alarms prove nothing"
-
-
 class Canaries(NamedTuple):
-    """Rounds of known-safe tasks by outcome, and how far each layer was off in the last one."""
+    """How far each layer was off in the last round of known-safe tasks, in units of its noise."""
 
-    rounds: dict[str, int]
     deviations: dict[int, float]
+    is_learning: bool
+
+
+class Recording(NamedTuple):
+    """What the recorder did: requests written and lost, files removed; why the last was lost."""
+
+    num_recorded: int
+    num_lost: int
+    num_removed: int
+    reason: str
 
 
 class DriftView(NamedTuple):
@@ -110,60 +112,79 @@ class DriftView(NamedTuple):
     forgotten: int
     deployments: tuple[Deployment, ...] = ()
     baseline: Baseline | None = None
-    canaries: Canaries = Canaries({}, {})
+    canaries: Canaries = Canaries({}, is_learning=False)
     num_canary: int = 0
     num_scored: int = 0
     num_errors: int = 0
     num_left_out: int = 0
     keeping: str = ""
+    recording: Recording | None = None
 
 
 class Judges:
     """Windows and channels, fed by one thread.
 
-    terms: how is judged, for whoever reads.
+    panel: judges windows. canary: judges known-safe tasks. recorder: takes requests of traffic.
     """
 
-    def __init__(self, terms: Terms, book: Book, seats: Iterable[Seat[WindowChannel]]) -> None:
+    def __init__(
+        self,
+        terms: Terms,
+        panel: Panel,
+        canary: Seat[CanaryChannel] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.has_news = False  # something closed that is worth keeping
         self.num_errors = 0
         self._terms = terms
-        self._book = book
-        self._seats = {seat.channel.name: seat for seat in seats}
+        self._panel = panel
+        self._canary = canary
+        self._recorder = recorder
+        self._book = Book(self._open_windows)
         self._executed: dict[str, Executed] = {}
         self._deployments: deque[Deployment] = deque(maxlen=MAX_DEPLOYMENTS)
         self._num_canary = self._num_scored = 0
+        self._was_measured = False
 
     def take(self, heard: Heard) -> None:
         """Take what a source told."""
-        name = heard.source.name
+        name, now_ns = heard.source.name, heard.now_ns
         match heard.body:
             case Signatures() as body:
-                self._observe(name, body, heard.now_ns)
-            case Status() as body:
-                self._execute(name, heard.source.role, identity=body.identity)
-            case Manifest() as body:
-                self._execute(name, heard.source.role, manifest=body)
+                self._observe(name, body, now_ns)
+            case Served(num_finished=num_finished):
+                self._count(num_finished, 0, now_ns)
+            case Status() as body if heard.source.role == "engine":
+                self._execute(name, now_ns, identity=body.identity)
+            case Manifest() as body if heard.source.role == "engine":
+                self._execute(name, now_ns, manifest=body)
 
     def advance(self, now_ns: int) -> None:
         """Close what is over by `now_ns`."""
         self._judge(self._book.advance(now_ns))
+        if self._canary:
+            self._canary.run("advance", lambda channel: channel.advance(now_ns))
+        if self._recorder:
+            self._recorder.advance(now_ns)
 
     def get(self, now_ns: int) -> DriftView:
         """Everything publishable at `now_ns`."""
         windows, forgotten = self._book.held()
         return DriftView(
             now_ns=now_ns,
-            terms=self._terms,
+            terms=self._terms._replace(window_ns=self._panel.assembly.length_ns),
             channels=tuple(self._channel(name, now_ns) for name in CHANNELS),
             executed=dict(self._executed),
             counts=self._book.counts(),
             windows=windows,
             forgotten=forgotten,
             deployments=tuple(self._deployments),
+            baseline=self._panel.baseline,
+            canaries=self._canaries(),
             num_canary=self._num_canary,
             num_scored=self._num_scored,
             num_errors=self.num_errors,
+            recording=self._recording(),
         )
 
     def acknowledge(self, name: str, now_ns: int) -> ChannelView:
@@ -174,63 +195,179 @@ class Judges:
             self.has_news = True
         return self._channel(name, now_ns)
 
+    def discard(self, now_ns: int) -> ChannelView:
+        """Forget what canaries looked like, and learn it anew; how that channel stands now."""
+        if self._canary is not None:
+            self._canary.run("discard", lambda channel: channel.discard(now_ns))
+            self.has_news = True
+        return self._channel("canary", now_ns)
+
     def announce(self, note: str, now_ns: int) -> Deployment:
         """The operator changes what is executed; a finding of that is then a note."""
         made = Deployment(now_ns, note)
         self._deployments.append(made)
+        self._tell(made)
         self.has_news = True
         return made
 
-    def export(self) -> dict[str, Any]:
-        """Everything that goes on after a restart, msgpack-able."""
-        channels = {name: seat.export() for name, seat in self._seats.items()}
-        return {
-            "version": _VERSION,
+    def use(self, panel: Panel, now_ns: int) -> None:
+        """Judge by another baseline from now on; what its channels had found is forgotten."""
+        self._panel = panel
+        self._book.reopen()
+        for made in self._deployments:
+            self._tell(made)
+        for name in self._executed:
+            self._identify(name, now_ns)
+        self.has_news = True
+
+    def close(self) -> None:
+        """Finish what is written to disk."""
+        if self._recorder:
+            self._recorder.close()
+
+    def export(self, now_ns: int) -> Snapshot:
+        """Everything that goes on after a restart."""
+        states = {name: seat.export() for name, seat in self._seats.items()}
+        saved = {
+            name: Saved(self._bound_to(name), state)
+            for name, state in states.items()
+            if state is not None
+        }
+        own = {
             "book": self._book.export(),
             "deployments": [list(each) for each in self._deployments],
-            "channels": {name: state for name, state in channels.items() if state is not None},
+            "was_measured": self._was_measured,
         }
+        return Snapshot(now_ns, {**saved, _OWN: Saved("", own)})
 
-    def restore(self, exported: Any) -> None:
-        """Go on from `exported`: each part that is refused starts again, and says so.
-
-        Raises StateError when it is not a state of this version at all.
-        """
-        if not isinstance(exported, dict) or exported.get("version") != _VERSION:
-            raise StateError(f"not a state of drift channels, version {_VERSION}")
-        channels = exported.get("channels")
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from `export()`: a part that is refused starts again, and says so."""
         for name, seat in self._seats.items():
-            if isinstance(channels, Mapping) and name in channels:
-                seat.restore(channels[name])
+            seat.restore(partial(snapshot.state, name, self._bound_to(name)))
+        own = snapshot.state(_OWN, "") or {}
         try:
-            self._deployments.extend(Deployment(*each) for each in exported["deployments"])
-            self._book.restore(exported["book"])
-        except (KeyError, TypeError) as error:
-            raise StateError(f"a part is missing: {error!r}") from error
+            deployments = [Deployment(int(t), str(note)) for t, note in own["deployments"]]
+            self._book.restore(own["book"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(f"no state of the judges: {error!r}") from error
+        self._deployments.extend(deployments)
+        self._was_measured = own.get("was_measured") is True
+
+    def _open_windows(self, schema: Schema) -> tuple[Windows, str]:
+        return self._panel.open_windows(schema)  # of the panel in force then
+
+    @property
+    def _seats(self) -> dict[str, Seat[Any]]:
+        canary: dict[str, Seat[Any]] = {"canary": self._canary} if self._canary else {}
+        return {**canary, **self._panel.seats}
+
+    def _bound_to(self, name: str) -> str:
+        return self._panel.digest if name in self._panel.seats else ""
 
     def _observe(self, source: str, body: Signatures, now_ns: int) -> None:
-        items = [observation_of(Signed(source, body.layout, each)) for each in body.signatures]
-        traffic = [item for item in items if not item.canary]
-        self._num_canary += len(items) - len(traffic)
+        self._see_layout(source, body.layout, now_ns)
+        signed = [Signed(source, body.layout, each) for each in body.signatures]
+        traffic = [observation_of(each) for each in signed if not each.signature.canary]
+        canaries = [each for each in signed if each.signature.canary]
+        self._num_canary += len(canaries)
+        self._was_measured = True
+        self._count(0, len(signed), now_ns)
+        if self._canary is not None:
+            for each in canaries:
+                self._canary.run("judge", partial(_take, each))
+        self._record(source, body.layout, traffic, now_ns)
         # The clock of a backlog is when each item was read, or all of it would be late or early.
         self._judge(self._book.advance(now_ns))
         self._judge(self._book.update(body.layout, traffic, now_ns))
 
+    def _record(
+        self, source: str, layout: Layout, items: Sequence[Observation], now_ns: int
+    ) -> None:
+        if self._recorder is not None:
+            identity = self._executed.get(source, Executed()).identity or Identity()
+            for item in items:
+                self._recorder.update(item, layout, identity, now_ns)
+
     def _judge(self, windows: Iterable[Closed]) -> None:
         for closed in windows:
             self.has_news = True
-            for seat in self._seats.values():
-                seat.run("judge", partial(_judge, closed.window))
-            self._num_scored += "traffic" in self._seats
+            if closed.baseline == self._panel.digest:
+                for seat in self._panel.seats.values():
+                    seat.run("judge", partial(_judge, closed.window))
+                self._num_scored += "traffic" in self._panel.seats
 
-    def _execute(self, source: str, role: str, **told: Any) -> None:
-        if role == "engine" and (source in self._executed or len(self._executed) < MAX_SOURCES):
-            self._executed[source] = self._executed.get(source, Executed())._replace(**told)
+    def _count(self, num_finished: int, num_measured: int, now_ns: int) -> None:
+        # Whoever never measured anything has no tap that could have fallen silent.
+        if self._panel.integrity is not None and self._was_measured:
+            self._panel.integrity.run(
+                "count", lambda channel: channel.count(num_finished, num_measured, now_ns)
+            )
+
+    def _tell(self, made: Deployment) -> None:
+        if self._panel.integrity is not None:
+            self._panel.integrity.run("announce", lambda channel: channel.announce(*made))
+
+    def _see_layout(self, source: str, layout: Layout, now_ns: int) -> None:
+        self._execute(source, now_ns, layout=layout)
+
+    def _execute(self, source: str, now_ns: int, **told: Any) -> None:
+        before = self._executed.get(source)
+        if before is None and len(self._executed) >= MAX_SOURCES:
+            return
+        after = (before or Executed())._replace(**told)
+        self._executed[source] = after
+        if before is None or after[:2] != before[:2]:
+            self._identify(source, now_ns)
+
+    def _identify(self, source: str, now_ns: int) -> None:
+        identity, layout, _ = self._executed[source]
+        if identity is None:
+            return
+        if self._canary is not None:
+            self._canary.run("identify", lambda channel: channel.identify(source, identity))
+        # Each stage of a pipeline has a layout of its own: one that fits is enough.
+        fits = not self._panel.doubt(self._layouts())
+        header = self._panel.header(identity, None if fits else layout)
+        if self._panel.integrity is not None and header is not None:
+            self._panel.integrity.run("identify", lambda channel: channel.identify(header, now_ns))
+
+    def _layouts(self) -> list[Layout]:
+        return [each.layout for each in self._executed.values() if each.layout is not None]
+
+    def _canaries(self) -> Canaries:
+        if self._canary is None:
+            return Canaries({}, is_learning=False)
+        told: list[Canaries] = []
+        self._canary.run("tell", lambda channel: told.append(_canaries(channel)))
+        return told[0] if told else Canaries({}, is_learning=False)
+
+    def _recording(self) -> Recording | None:
+        made = self._recorder
+        if made is None:
+            return None
+        return Recording(made.num_recorded, made.num_lost, made.num_removed, made.reason)
 
     def _channel(self, name: str, now_ns: int) -> ChannelView:
         seat = self._seats.get(name)
-        return seat.get(now_ns) if seat else absent(name, CHANNELS[name])
+        if seat is None:
+            return absent(name, CHANNELS[name])
+        doubt = self._panel.doubt(self._layouts()) if name in _BY_LAYOUT else ""
+        return seat.get(now_ns).doubted(doubt) if doubt else seat.get(now_ns)
+
+
+def _take(signed: Signed, channel: CanaryChannel) -> None:
+    channel.update(signed)
 
 
 def _judge(window: Window, channel: WindowChannel) -> None:
     channel.update(window)
+
+
+def _canaries(channel: CanaryChannel) -> Canaries:
+    """How far each layer is off: its worst stream, of the worst source."""
+    worst: dict[int, float] = {}
+    for each in channel.deviations():
+        layer = each.stream.layer
+        if layer is not None and not each.score <= worst.get(layer, -1.0):
+            worst[layer] = each.score
+    return Canaries(worst, channel.is_learning)

@@ -84,10 +84,12 @@ class Seat(Generic[_Channel]):
         self.run("export", lambda channel: told.append(channel.export()))
         return told[0] if told else None
 
-    def restore(self, exported: Any) -> None:
-        """Go on from `exported`; a state it refuses becomes a remark, and it starts at 0."""
+    def restore(self, read: Callable[[], dict[str, Any] | None]) -> None:
+        """Go on from what `read` tells, if anything; what is refused becomes a remark."""
         try:
-            self.channel.restore(exported)
+            exported = read()
+            if exported is not None:
+                self.channel.restore(exported)
         except StateError as error:
             self._remark = f"its kept state was refused ({error}), so it started again"
         except Exception as error:  # likewise

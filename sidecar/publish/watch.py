@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
-from sidecar.errors import WatchError
-from sidecar.publish.judges import DriftView, Heard, Judges, Told
+import msgspec
+
+from sidecar.errors import StateError, WatchError
+from sidecar.publish.judges import DriftView, Heard, Judges, Served, Told
 from sidecar.publish.mailbox import Mailbox
+from sidecar.store.snapshot import Snapshot
 from sidecar.wire.frame import Body, Frame, Manifest, Serving, Signatures, Status
 
 MAX_BYTES: Final = 32 << 20
@@ -44,10 +47,10 @@ class Keeper(Protocol):
     def reason(self) -> str:
         """What is wrong with keeping it; "" when all is well."""
 
-    def save(self, exported: dict[str, Any]) -> None:
+    def save(self, snapshot: Snapshot) -> None:
         """Replace what is kept; a failure becomes the reason."""
 
-    def load(self) -> Any:
+    def load(self) -> Snapshot | None:
         """What an earlier life kept; None when there is nothing of use."""
 
 
@@ -73,6 +76,8 @@ class Watch:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sidecar-drift", daemon=True)
         self._is_logged = False
+        self._refusal = ""
+        self._kept_ns = clock_ns()
         self._restore()
         self._view = self._look()
 
@@ -125,15 +130,16 @@ class Watch:
         for item in self._mailbox.take(timeout_seconds):
             self._do(item)
         self._guarded(lambda: self._judges.advance(self._clock_ns()))
-        if self._judges.has_news:
-            self._keep()
+        if self._judges.has_news or self._clock_ns() - self._kept_ns >= self._view.terms.window_ns:
+            self._guarded(self._keep)
         self._guarded(self._publish)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             self.turn(_TURN_SECONDS)
         self.turn()
-        self._keep()
+        self._guarded(self._keep)
+        self._guarded(self._judges.close)
 
     def _do(self, item: Heard | _Question) -> None:
         if isinstance(item, Heard):
@@ -158,17 +164,25 @@ class Watch:
 
     def _look(self) -> DriftView:
         reason = self._keeper.reason if self._keeper else _IN_MEMORY
-        return self._judges.get(self._clock_ns())._replace(keeping=reason)
+        keeping = "; ".join(filter(None, (self._refusal, reason)))
+        return self._judges.get(self._clock_ns())._replace(keeping=keeping)
 
     def _keep(self) -> None:
         self._judges.has_news = False
+        self._kept_ns = self._clock_ns()
         if self._keeper is not None:
-            self._keeper.save(self._judges.export())
+            self._keeper.save(self._judges.export(self._kept_ns))
 
     def _restore(self) -> None:
         kept = self._keeper.load() if self._keeper else None
-        if kept is not None:
+        if kept is None:
+            return
+        try:
             self._judges.restore(kept)
+        except StateError as error:
+            self._refusal = (
+                f"the windows of an earlier life were refused, they begin again: {error}"
+            )
 
 
 _IN_MEMORY: Final = (
@@ -188,7 +202,11 @@ def _of_interest(body: Body) -> Told | None:
         case Signatures():
             final = [each for each in body.signatures if each.is_final]
             return Signatures(body.layout, final) if final else None
-        case Status() | Manifest() | Serving():
+        case Serving():
+            return Served(len(body.finished)) if body.finished else None
+        case Manifest():  # the list of files is long, and its digest says it all
+            return msgspec.structs.replace(body, files=[])
+        case Status():
             return body
     return None
 

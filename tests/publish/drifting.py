@@ -8,6 +8,7 @@ import numpy as np
 
 from sidecar.errors import StateError
 from sidecar.fold.drift.baseline import Baseline
+from sidecar.fold.drift.channel import Channel
 from sidecar.fold.drift.fit import Fit
 from sidecar.fold.drift.header import Header
 from sidecar.fold.drift.observation import observation_of
@@ -17,9 +18,11 @@ from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.fold.drift.window import Assembly, Window, Windows
 from sidecar.fold.signatures import Signed
 from sidecar.publish import drift_metrics
+from sidecar.publish.baselines import Baselines
 from sidecar.publish.book import Book
 from sidecar.publish.collectors import COLLECTORS, Collector
-from sidecar.publish.judges import Canaries, DriftView, Judges, Terms
+from sidecar.publish.judges import Canaries, DriftView, Judges
+from sidecar.publish.panel import Panel, Terms
 from sidecar.publish.seat import Seat
 from sidecar.publish.watch import MAX_BYTES, Keeper, Watch
 from sidecar.wire.frame import Identity, Manifest, Signature, Signatures
@@ -98,21 +101,29 @@ def book(assembly: Assembly = ASSEMBLY, baseline: str = "", **limits: int) -> Bo
     return Book(opener, **limits)
 
 
-def judges(*channels: FakeChannel, preset: str = "production") -> Judges:
+class FakePanel(Panel):
+    """Any channels, over windows of a minute that two requests complete."""
+
+    @property
+    def assembly(self) -> Assembly:
+        return ASSEMBLY
+
+
+def judges(*channels: Channel, **others: Any) -> Judges:
     """Judges over windows of a minute."""
-    terms = Terms(preset, MINUTE)
-    seats = [Seat(channel, terms.note) for channel in channels]
-    return Judges(terms, book(), seats)
+    terms = Terms("production", MINUTE)
+    return Judges(terms, FakePanel(terms, None, [Seat(each) for each in channels]), **others)
 
 
 def watch(
-    *channels: FakeChannel,
+    *channels: Channel,
     clock: FakeClock | None = None,
     keeper: Keeper | None = None,
     max_bytes: int = MAX_BYTES,
+    **others: Any,
 ) -> Watch:
     """A watch over fake channels; its thread is not started."""
-    return Watch(judges(*channels), keeper, clock or FakeClock(), max_bytes)
+    return Watch(judges(*channels, **others), keeper, clock or FakeClock(), max_bytes)
 
 
 def states(channels: Sequence[Any]) -> dict[str, str]:
@@ -155,7 +166,7 @@ def everything() -> DriftView:
     judging.turn()
     clock.now_ns = START + 4 * MINUTE
     judging.turn()
-    canaries = Canaries({"complete": 3, "failed": 1}, {0: 1.0, 1: 2.5})
+    canaries = Canaries({0: 1.0, 1: 2.5}, is_learning=True)
     view = judging.get()
     channels = [each._replace(num_errors=len(each.verdict.channel)) for each in view.channels]
     return view._replace(
@@ -165,4 +176,10 @@ def everything() -> DriftView:
 
 def collectors() -> dict[str, Collector]:
     """All collectors, that of drift over `everything`."""
-    return {**COLLECTORS, "drift": drift_metrics.collector(everything)}
+    rounds = {"complete": 3, "partial": 1}
+    return {**COLLECTORS, "drift": drift_metrics.collector(everything, lambda: rounds)}
+
+
+def no_baselines() -> Baselines:
+    """Nothing was configured."""
+    return Baselines(Terms("production", MINUTE), None)

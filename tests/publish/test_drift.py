@@ -21,7 +21,7 @@ from sidecar.publish.metrics import Exposition
 from sidecar.publish.state import State
 from sidecar.wire.signature import Layout
 from tests.fakes import LIMITS, FakeClock, FakeInbox, FakeSource
-from tests.publish.drifting import LAYOUT, MINUTE, START, FakeChannel, finished, watch
+from tests.publish.drifting import LAYOUT, MINUTE, START, FakeChannel, finished, no_baselines, watch
 
 JSON = {"Content-Type": "application/json"}
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
@@ -35,7 +35,7 @@ class Sidecar:
         self.channel = FakeChannel("traffic", pages_after=3)
         self.watch = watch(self.channel, clock=self.clock)
         intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock, self.watch.hear)
-        state = State(intake, Exposition(1000), self.watch)
+        state = State(intake, Exposition(1000), self.watch, no_baselines())
         self.api = TestClient(create_api_app(state), raise_server_exceptions=False)
 
     def minutes(self, num: int, layout: Layout = LAYOUT) -> None:
@@ -288,5 +288,5 @@ def test_the_worst_configured_state_stands_at_the_top() -> None:
     """What is not configured has no say."""
     view = watch(FakeChannel("mix", pages_after=0), FakeChannel("tail")).get()
 
-    assert drift_answer(view).state == "page"
-    assert drift_answer(watch().get()).state == "collecting"
+    assert drift_answer(view, {}).state == "page"
+    assert drift_answer(watch().get(), {}).state == "collecting"

@@ -39,7 +39,7 @@ class Sidecar:
         self.engine, self.frontend = FakeSource(), FakeSource(FRONTEND)
         self.watch = drifting.watch(drifting.FakeChannel(), clock=self.clock)
         self.intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock, self.watch.hear)
-        state = State(self.intake, Exposition(10_000), self.watch)
+        state = State(self.intake, Exposition(10_000), self.watch, drifting.no_baselines())
         self.metrics = self._client(create_metrics_app(state))
         self.api = self._client(create_api_app(state))
 
