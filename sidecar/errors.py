@@ -5,6 +5,7 @@
     ├── FrameError        a peer's message cannot be accepted; `.cause` labels a counter
     ├── ChannelError      the socket cannot be opened, or is owned by another process
     ├── TapRefused        this engine or model cannot be tapped; serving goes on untapped
+    ├── WeightsUnread     the files of a model cannot be hashed; all else is measured
     ├── SetupError        the demo cannot start on this machine
     ├── BaselineError     a baseline cannot be compared or merged; the message names the field
     ├── StateError        the state of an earlier life is not of this release or baseline
@@ -26,6 +27,7 @@ __all__ = [
     "StoreError",
     "TapRefused",
     "WatchError",
+    "WeightsUnread",
 ]
 
 
@@ -66,6 +68,10 @@ class StateError(SidecarError):
 
 class WatchError(SidecarError):
     """The thread that judges drift did not answer in time; what was asked may still be done."""
+
+
+class WeightsUnread(SidecarError):
+    """The files a model was loaded from cannot be told or hashed; the tap works without."""
 
 
 class SetupError(SidecarError):

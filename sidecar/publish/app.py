@@ -19,6 +19,7 @@ from sidecar.publish.judges import Judges
 from sidecar.publish.keeper import FileKeeper
 from sidecar.publish.metrics import Exposition
 from sidecar.publish.panel import Terms
+from sidecar.publish.selection import Selection
 from sidecar.publish.state import State
 from sidecar.publish.watch import Watch
 from sidecar.store.recorder import Recorder
@@ -39,7 +40,9 @@ def create_state(config: ExporterConfig) -> State:
     watch = create_watch(config, terms, baselines)
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
     drift = drift_metrics.collector(watch.get, dict)
-    exposition = Exposition(config.series_cap, collectors={**COLLECTORS, "drift": drift})
+    selection = Selection.of_file(config.metrics_file)
+    collectors = {**COLLECTORS, "drift": drift}
+    exposition = Exposition(config.series_cap, selection, collectors=collectors)
     return State(intake, exposition, watch, baselines)
 
 

@@ -115,7 +115,7 @@ class Panel:
 
 def panel_of(terms: Terms, baseline: Baseline | None) -> Panel:
     """The channels that this baseline allows."""
-    integrity = Seat(IntegrityChannel(baseline), terms.preset if terms.is_demo else "")
+    integrity = Seat(IntegrityChannel(baseline), terms.policy.label)
     if baseline is None:
         return Panel(terms, None, [integrity], integrity)
     channels = (TrafficChannel, MixChannel, TailChannel)

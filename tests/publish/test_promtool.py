@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND
 from tests.publish import drifting
@@ -15,8 +16,9 @@ def test_promtool_has_no_complaint() -> None:
     assert promtool, (
         "promtool is not on PATH; `make tools` installs it (Debian: apt install prometheus)"
     )
-    exposition = Exposition(10_000, collectors=drifting.collectors())
-    body, _ = exposition.render(fakes.everything().get(NOW + 10 * SECOND), "")
+    snapshot = fakes.everything().get(NOW + 10 * SECOND)
+    exposition = Exposition(10_000, Selection.everything(), collectors=drifting.collectors())
+    body = exposition.render(snapshot)
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
     )

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.errors import WatchError
+from sidecar.errors import ConfigError, WatchError
 from sidecar.fold.reducer import Reducer
 from sidecar.publish import watch as watching
 from sidecar.publish.intake import Intake
-from sidecar.publish.watch import Watch
+from sidecar.publish.judges import Judges
+from sidecar.publish.keeper import NAME, FileKeeper
+from sidecar.publish.panel import Terms, panel_of
+from sidecar.store.snapshot import Saved, Snapshot
 from sidecar.wire.frame import Body, Frame, Identity, Manifest, Status, pack
 from tests import fakes
-from tests.fakes import ENGINE, LIMITS, FakeClock, FakeInbox, FakeSource
-from tests.publish.drifting import MINUTE, START, FakeChannel, finished, states, watch
+from tests.fakes import ENGINE, LIMITS, SECOND, FakeClock, FakeInbox, FakeSource
+from tests.publish.drifting import MINUTE, START, FakeChannel, baseline, finished, states, watch
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -226,14 +229,122 @@ def test_what_engines_execute_is_told() -> None:
 
 def test_the_demonstrations_preset_is_said_in_every_reason() -> None:
     """Nobody takes its alarms for the real ones."""
-    from tests.publish.drifting import judges
+    terms = Terms("demo", 5 * SECOND)
+    for made in (None, baseline()):
+        view = Judges(terms, panel_of(terms, made)).get(START)
+        told = [each.verdict.reason for each in view.channels if each.is_configured]
 
-    life = Watch(judges(FakeChannel(), preset="demo"), None, FakeClock())
+        assert len(told) == (4 if made else 1)
+        assert all("demo preset" in reason for reason in told)
 
-    assert life.get().channels[1].verdict.reason.startswith("demo preset, windows of 60 s: ")
+
+# --- restarts, memory ------------------------------------------------------------------------
 
 
-# --- memory, restarts ------------------------------------------------------------------------
+def killed_and_restored(minutes: int, folder: Path) -> tuple[Life, FakeChannel]:
+    """A sidecar that is killed after so many of its minutes, and one that goes on from its file."""
+    first = Life(FakeChannel(pages_after=4), keeper=FileKeeper(folder))
+    for _ in range(minutes):
+        first.minute()
+    channel = FakeChannel(pages_after=4)
+    again = Life(channel, start_ns=first.clock(), keeper=FileKeeper(folder))
+    again.source = first.source
+    return again, channel
+
+
+@pytest.mark.parametrize("minutes", range(1, 9))
+def test_a_restart_goes_on_where_it_was_killed(minutes: int, tmp_path: Path) -> None:
+    """Wherever it is killed: the same windows are judged, each once, as without."""
+    unbroken = FakeChannel(pages_after=4)
+    life = Life(unbroken)
+    again, channel = killed_and_restored(minutes, tmp_path)
+    for _ in range(10):
+        life.minute()
+    for _ in range(10 - minutes):
+        again.minute()
+    states_of = [states(each.watch.get().channels) for each in (life, again)]
+
+    assert channel.num_windows == unbroken.num_windows
+    assert [w.start_ns for w in channel.windows] == [
+        w.start_ns for w in unbroken.windows[-len(channel.windows) :]
+    ]
+    assert states_of == [{"traffic": "page"}] * 2
+    assert again.watch.get().keeping == ""
+
+
+def test_what_is_open_at_a_shutdown_is_kept(tmp_path: Path) -> None:
+    """Requests of an open window, and the announcements of deployments."""
+    life = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+    life.watch.start()
+    life.watch.ask(lambda judges, now_ns: judges.announce("release 7", now_ns))
+    life.hear(finished(START, 2))
+    life.watch.stop()
+    channel = FakeChannel()
+    again = Life(channel, start_ns=START + 5 * MINUTE, keeper=FileKeeper(tmp_path))
+    again.watch.turn()
+
+    assert [window.num_requests for window in channel.windows] == [2]
+    assert [each.note for each in again.watch.get().deployments] == ["release 7"]
+
+
+@pytest.mark.parametrize("torn", [b"", b"nonsense", b"\x00" * 100])
+def test_a_torn_state_is_said_and_put_aside(torn: bytes, tmp_path: Path) -> None:
+    """The sidecar starts, begins again, and keeps what it was given for whoever wants to look."""
+    (tmp_path / NAME).write_bytes(torn)
+    life = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+    for _ in range(5):
+        life.minute()
+
+    assert "the state of an earlier life was refused" in life.watch.get().keeping
+    assert (tmp_path / f"{NAME}.refused").read_bytes() == torn
+    assert Life(FakeChannel(), keeper=FileKeeper(tmp_path)).watch.get().keeping == ""
+
+
+def test_a_state_of_another_release_begins_again_and_is_said(tmp_path: Path) -> None:
+    """The file is whole, but what it holds is not what these judges keep."""
+    FileKeeper(tmp_path).save(Snapshot(START, {"judges": Saved("", {"book": 3})}))
+    life = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+
+    assert "they begin again" in life.watch.get().keeping
+
+
+def test_a_channel_judged_by_another_baseline_starts_again_and_says_so(tmp_path: Path) -> None:
+    """The others go on."""
+    life = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+    life.minute()
+    keeper = FileKeeper(tmp_path)
+    kept = keeper.load()
+    assert kept is not None
+    state = kept.channels["traffic"].state
+    keeper.save(kept._replace(channels={**kept.channels, "traffic": Saved("another", state)}))
+    again = Life(FakeChannel(), keeper=FileKeeper(tmp_path)).watch.get().channels[1].verdict
+
+    assert "its kept state was refused (traffic was judged by baseline another" in again.reason
+
+
+def test_a_folder_that_nobody_can_write_to_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    """One sentence with the key, before anything starts."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"SIDECAR_STATE_DIR: .*give a folder"):
+        FileKeeper(tmp_path / "file" / "state")
+
+
+def test_a_disk_that_fails_is_said_until_it_works_again(tmp_path: Path) -> None:
+    """Judging goes on meanwhile."""
+    folder = tmp_path / "state"
+    life = Life(FakeChannel(), keeper=FileKeeper(folder))
+    folder.rmdir()
+    folder.write_text("a file in its place")
+    for _ in range(4):
+        life.minute()
+    failing = life.watch.get()
+    folder.unlink()
+    for _ in range(2):
+        life.minute()
+
+    assert "the state cannot be kept" in failing.keeping
+    assert failing.num_scored > 0
+    assert life.watch.get().keeping == ""
 
 
 def test_memory_stays_bounded_over_many_requests() -> None:
