@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from sidecar.commands import control, demo, metrics, serve, version
+from sidecar.commands import canary, control, demo, metrics, serve, version
 from sidecar.commands.command import Command
 from sidecar.errors import SidecarError
 
@@ -19,6 +19,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
         "control": control,
+        "canary": canary,
         "metrics": metrics,
         "version": version,
         "demo": demo,
