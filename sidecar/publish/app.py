@@ -10,17 +10,21 @@ from fastapi import APIRouter, FastAPI
 import sidecar
 from sidecar.config import PREFIX, ExporterConfig
 from sidecar.errors import ConfigError
+from sidecar.fold.drift.canary import CanaryChannel
 from sidecar.fold.reducer import Limits, Reducer
 from sidecar.publish import drift_metrics, drift_views, problems, views
 from sidecar.publish.baselines import Baselines
+from sidecar.publish.canary import create_runner
 from sidecar.publish.collectors import COLLECTORS
 from sidecar.publish.intake import Intake
 from sidecar.publish.judges import Judges
 from sidecar.publish.keeper import FileKeeper
 from sidecar.publish.metrics import Exposition
 from sidecar.publish.panel import Terms
+from sidecar.publish.seat import Seat
 from sidecar.publish.selection import Selection
 from sidecar.publish.state import State
+from sidecar.publish.suite import Suite, read_suite
 from sidecar.publish.watch import Watch
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
@@ -37,22 +41,32 @@ def create_state(config: ExporterConfig) -> State:
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
     terms = Terms(config.preset, config.window_ns)
     baselines = Baselines(terms, config.baseline_file, config.baseline_key_file)
-    watch = create_watch(config, terms, baselines)
+    suite = read_suite(config.canary_suite) if config.canary_url else None
+    watch = create_watch(config, baselines, suite)
+    runner = None
+    if suite is not None:
+        runner = create_runner(config, suite, lambda: watch.get().canaries.is_learning)
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
-    drift = drift_metrics.collector(watch.get, dict)
+    drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
     collectors = {**COLLECTORS, "drift": drift}
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines)
+    return State(intake, exposition, watch, baselines, runner)
 
 
-def create_watch(config: ExporterConfig, terms: Terms, baselines: Baselines) -> Watch:
+def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
     """What judges drift, with everything that an earlier life left in the state folder.
 
     Raises ConfigError when a file or folder that was named cannot be used.
     """
     keeper = None if config.state_dir is None else FileKeeper(config.state_dir)
-    return Watch(Judges(terms, baselines.read(), None, _recorder(config)), keeper)
+    canary = None
+    if suite is not None:
+        prompts = [prompt.id for prompt in suite.prompts]
+        channel = CanaryChannel(prompts, suite.digest, seconds=config.canary_seconds)
+        canary = Seat(channel, baselines.terms.policy.label)
+    judges = Judges(baselines.terms, baselines.read(), canary, _recorder(config))
+    return Watch(judges, keeper)
 
 
 def _recorder(config: ExporterConfig) -> Recorder | None:

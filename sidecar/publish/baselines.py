@@ -23,12 +23,12 @@ class Baselines:
 
     def __init__(self, terms: Terms, path: Path | None, key_path: Path | None = None) -> None:
         self.path = path
-        self._terms = terms
+        self.terms = terms
         self._key_path = key_path
 
     def read(self) -> Panel:
         """The panel of the file as it is now. Raises ConfigError."""
-        return panel_of(self._terms, self._baseline())
+        return panel_of(self.terms, self._baseline())
 
     def _baseline(self) -> Baseline | None:
         if self.path is None:

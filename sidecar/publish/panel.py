@@ -115,9 +115,10 @@ class Panel:
 
 def panel_of(terms: Terms, baseline: Baseline | None) -> Panel:
     """The channels that this baseline allows."""
-    integrity = Seat(IntegrityChannel(baseline), terms.policy.label)
+    note = terms.policy.label
+    integrity = Seat(IntegrityChannel(baseline), note)
     if baseline is None:
         return Panel(terms, None, [integrity], integrity)
     channels = (TrafficChannel, MixChannel, TailChannel)
-    seats: list[Seat[Any]] = [Seat(make(baseline, terms.policy)) for make in channels]
+    seats: list[Seat[Any]] = [Seat(make(baseline, terms.policy), note) for make in channels]
     return Panel(terms, baseline, [*seats, integrity], integrity)

@@ -110,7 +110,8 @@ class Seat(Generic[_Channel]):
         verdict, state = self._verdict, self._verdict.state
         if self._failures and state is ChannelState.ARMED:
             state = ChannelState.COLLECTING
-        parts = (self._note, *self._failures.values(), verdict.reason, self._remark)
+        note = "" if self._note in verdict.reason else self._note  # some say it themselves
+        parts = (note, *self._failures.values(), verdict.reason, self._remark)
         return verdict._replace(state=state, reason="; ".join(filter(None, parts)))
 
     def _fail(self, task: str, error: Exception) -> None:
