@@ -43,9 +43,8 @@ class Sidecar:
             body = finished(self.clock(), 3, layout)
             self.watch.hear(self.source.frame(body, self.clock()), self.clock())
             self.clock.advance(60)
-            # An answer of the thread comes after what was heard before; its turn then ends.
+            # An answer of the thread comes after what was heard before.
             self.watch.ask(lambda judges, now_ns: judges.advance(now_ns))
-        self.watch.ask(lambda judges, now_ns: None)
 
 
 @pytest.fixture
