@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 class Pace(NamedTuple):
     """How much is learnt, and how rare a false page is.
 
-    min_rounds: benign rounds that arm the hard rule. num_rounds: that arm everything.
+    min_rounds: benign rounds that arm the hard rule, at least 4. num_rounds: that arm everything.
     mean_rounds: A, rounds between false pages of the e-SR by design.
     """
 

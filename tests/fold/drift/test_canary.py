@@ -89,6 +89,18 @@ def test_a_large_change_pages_in_two_rounds_and_names_its_layer() -> None:
     assert second.since_ns == changed_ns
 
 
+def test_a_layer_is_named_for_what_it_did_twice() -> None:
+    """A lower layer that was odd in the last round alone is not where the change began."""
+    engine, judge = Engine(), channel()
+    feed(judge, engine, 20)
+    engine.shift = {"prefill/l5": 0.05}
+    feed(judge, engine)
+    engine.shift = {"prefill/l5": 0.05, "prefill/l0": 0.05}
+    feed(judge, engine)
+
+    assert "from layer 5 on" in judge.get(engine.now_ns).reason
+
+
 def test_a_single_odd_round_pages_nobody() -> None:
     """Two consecutive ones do."""
     engine, judge = Engine(), channel()
