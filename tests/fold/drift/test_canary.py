@@ -128,6 +128,21 @@ def test_a_small_change_pages_by_evidence_within_some_rounds() -> None:
     assert "from layer 2 on" in judge.get(engine.now_ns).reason
 
 
+def test_noise_that_follows_the_load_pages_nobody() -> None:
+    """Rounds that resemble their neighbours are worth less than independent ones."""
+    engine, judge = Engine(), channel(Pace(20, 200, 1000))
+    draw, load, levels = np.random.default_rng(3), 0.0, []
+    for _ in range(700):
+        load = 0.9 * load + 0.436 * draw.normal()
+        engine.noise = 1e-3 * np.exp(0.2 * load)
+        feed(judge, engine)
+        levels.append(judge.get(engine.now_ns).level)
+
+    assert judge._current[ENGINE].eta > 2
+    assert judge.get(engine.now_ns).state is ChannelState.ARMED
+    assert max(levels) < 1
+
+
 def test_one_prompt_that_is_odd_moves_no_median() -> None:
     """However far."""
     engine, judge = Engine(), channel()
