@@ -21,7 +21,7 @@ FAKE_DEMO = Path(__file__).with_name("fake_demo.py")
 class Demo:
     """A demo process over fake servers, in a folder for its temporary files."""
 
-    def __init__(self, folder: Path, arguments: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, arguments: tuple[str, ...], stdin: int) -> None:
         self.folder = folder
         self.cache = folder / "cache"
         self.temporary = folder / "tmp"
@@ -31,6 +31,7 @@ class Demo:
         self.process = subprocess.Popen(
             [sys.executable, str(FAKE_DEMO), *ports, str(self.cache), *arguments],
             env={**os.environ, **self._footprint.environ, "TMPDIR": str(self.temporary)},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -71,8 +72,8 @@ def demo() -> Iterator[Callable[..., Demo]]:
     folder = Path(tempfile.mkdtemp(prefix="d-", dir="/tmp"))
     started: list[Demo] = []
 
-    def start(*arguments: str) -> Demo:
-        started.append(Demo(folder, arguments))
+    def start(*arguments: str, stdin: int = subprocess.DEVNULL) -> Demo:
+        started.append(Demo(folder, arguments, stdin))
         return started[-1]
 
     yield start

@@ -18,6 +18,7 @@ FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 
 def fakes(options: Options, run_dir: Path, flags: Sequence[str]) -> Sequence[Service]:
     (run_dir / "ingest.sock").touch()
+    (run_dir / "tamper.key").write_text("the key of this run")
     named = (("sidecar", options.metrics_url, ()), ("vLLM", options.vllm_url, flags))
     return [
         Service(

@@ -45,7 +45,9 @@ ROWS = [
     for phase in ("prefill", "decode")
     for position in ("first", "rest")
 ]
-DOCUMENTS = {"/v1/status": STATUS, "/v1/layers": {"rows": ROWS}}
+DRIFT = {"channels": [{"channel": "canary", "state": "armed", "reason": "hard rule only"}]}
+DOCUMENTS = {"/v1/status": STATUS, "/v1/layers": {"rows": ROWS}, "/v1/drift": DRIFT}
+TAMPERED = {"results": [{"layer": 1, "tensors": ["norm"]}]}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -56,7 +58,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._answer(b"data: {}\n\ndata: [DONE]\n\n" if body["stream"] else b"{}")
+        if self.path == "/collective_rpc":
+            is_known = self.headers["x-llm-internals-demo"] == "the key of this run"
+            self._answer(json.dumps(TAMPERED if is_known else {}).encode())
+        else:
+            self._answer(b"data: {}\n\ndata: [DONE]\n\n" if body["stream"] else b"{}")
 
     def _answer(self, body: bytes) -> None:
         self.send_response(200)

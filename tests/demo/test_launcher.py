@@ -1,6 +1,8 @@
 """The demo from start to end, over fake servers: what it prints, and what it leaves (nothing)."""
 
 import itertools
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -30,6 +32,33 @@ def test_shows_every_layer_and_serves_requests_until_the_time_is_over(demo: Star
     assert f"requests: {served} served, 0 failed" in last_table
     assert run.survivors() == []
     assert run.left_files() == []
+
+
+def test_a_typed_t_has_the_model_tampered_with(demo: Start) -> None:
+    """At a terminal, once; what was done stands under what the canary says."""
+    terminal, stdin = pty.openpty()
+    run = demo(stdin=stdin)
+    run.read_until("type t and Enter")
+    os.write(terminal, b"what?\n")
+    os.write(terminal, b"t\n")
+    run.read_until("tampered with layer 1")
+    assert run.end(signal.SIGINT) == 0
+    assert "canary: armed   hard rule only" in run.text
+    assert "could not" not in run.text
+    for end in (terminal, stdin):
+        os.close(end)
+
+
+def test_elsewhere_than_at_a_terminal_nothing_is_read(demo: Start) -> None:
+    """Words in a pipe are nobody's wish."""
+    reading, writing = os.pipe()
+    os.write(writing, b"t\n")
+    run = demo("--seconds", "3", stdin=reading)
+    assert run.end() == 0
+    assert "canary: armed" in run.text
+    assert "tampered with layer" not in run.text
+    for end in (reading, writing):
+        os.close(end)
 
 
 def test_names_every_address_once_ready(demo: Start) -> None:
