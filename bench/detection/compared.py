@@ -28,8 +28,8 @@ Bools = NDArray[np.bool_]
 class Size(NamedTuple):
     """Months and runs of each world, streams."""
 
-    months: int = 2
-    runs: int = 10
+    months: int = 1
+    runs: int = 12
     month: int = worlds.MONTH
     baseline: int = worlds.BASELINE
     streams: int = worlds.NUM_STREAMS
