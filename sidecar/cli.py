@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from sidecar.commands import canary, control, demo, metrics, serve, version
+from sidecar.commands import baseline, canary, control, demo, metrics, replay, serve, version
 from sidecar.commands.command import Command
 from sidecar.errors import SidecarError
 
@@ -18,6 +18,8 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "baseline": baseline,
+        "replay": replay,
         "control": control,
         "canary": canary,
         "metrics": metrics,

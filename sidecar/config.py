@@ -144,6 +144,7 @@ class ExporterConfig(Shared):
         it is not given.
     state_dir: folder that keeps what the drift channels have learnt over a restart; none keeps it
         in memory alone.
+    record: whether every request is recorded there, for `sidecar baseline fit`; never its words.
     baseline_file: the reference that traffic is compared with; none means that it is not compared.
     baseline_key_file: ed25519 public key that the baseline file must be signed by; none means
         unsigned files are read.
@@ -168,6 +169,7 @@ class ExporterConfig(Shared):
     preset: Literal["production", "demo"] = "production"
     window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
     state_dir: Path | None = None
+    record: bool = False
     baseline_file: Path | None = None
     baseline_key_file: Path | None = None
     canary_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
