@@ -21,6 +21,7 @@ from bench.detection.stand import Stand
 from sidecar.fold.drift.canary_judge import Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStreams
+from sidecar.publish.suite import read_suite
 
 FLOORS: Final[tuple[noise.Sum, ...]] = ("float32", "bfloat16")
 SECONDS: Final = 300  # between rounds
@@ -169,6 +170,7 @@ def _section(
                 missed.append(f"{case.name} under {floor} PAGED, and must not")
         rows.append(row)
     exposure = size.quiet * len(FLOORS)
+    prompts = len(read_suite().prompts)
     upper = bounds.upper_rate(sum(quiet.values()), exposure)
     columns = ["change", "weights changed"]
     for floor in FLOORS:
@@ -203,6 +205,7 @@ def _section(
                 f"Benign rounds after learning: {sum(quiet.values())} pages in {exposure} rounds, "
                 f"at most {upper:.3f} a round (95 %): a bound only."
             ),
+            f"A round is {prompts} requests. Repeats reach a third of the hard limit.",
             "Heads permuted: the digest of the file "
             + ("differs, as it must." if differs else "IS THE SAME, and must differ."),
         ],

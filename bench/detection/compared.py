@@ -123,7 +123,8 @@ def _section(found: Mapping[str, Mapping[str, Found]], size: Size) -> Section:
         },
         [
             (
-                "A page is a run of alarming windows. Where a detector alarms all the time its "
+                "A page is a run of alarming windows, so one that never ends counts once. Where a "
+                "detector alarms all the time its "
                 "delay says nothing: it would have alarmed in that window anyway."
             )
         ],

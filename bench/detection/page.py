@@ -32,11 +32,14 @@ def stored(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def filled(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """`page` with the table of each section between its marks; KeyError when one has no result."""
-    return _PLACE.sub(lambda found: _section(found["name"], results[found["name"]]), page)
+    """`page` with the table of each section between its marks; one without a result says so."""
+    return _PLACE.sub(lambda found: _section(found["name"], results.get(found["name"])), page)
 
 
-def _section(name: str, result: Mapping[str, Any]) -> str:
+def _section(name: str, result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        missing = f"Not measured yet: `python -m bench.detection --only {name}` would."
+        return f"<!-- {name} -->\n{missing}\n<!-- end -->"
     machine = result["machine"]
     made = f"`{result['command']}`, {result['seconds']:.0f} s, {machine['cpu']}"
     lines = [line for line in result["table"] if not line.startswith("### ")]
