@@ -22,6 +22,7 @@ from sidecar.wire import canary
 from sidecar.wire.frame import (
     MAX_BYTES,
     MAX_TABLES,
+    Coverage,
     Request,
     Requests,
     Signature,
@@ -122,6 +123,7 @@ class Records:
             .tobytes(),
             entry.route,
             canary.proven(entry.tag, self._canary_key, entry.entered_ns // 1_000_000),
+            _num_unobserved(request.coverage),
         )
 
     def _sign_running(self) -> None:
@@ -179,6 +181,10 @@ class Records:
     def _signatures_per_frame(self, signed: list[Signature]) -> int:
         size = len(signed[0].values) + 1024 if signed else 1
         return max(1, MAX_BYTES // 2 // size)
+
+
+def _num_unobserved(coverage: Coverage) -> int:
+    return coverage.prefix_cached + coverage.lost + coverage.shed
 
 
 def _num_bytes(table: Table) -> int:

@@ -196,6 +196,7 @@ class Signature(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     values: float32 [len(layout)], NaN where nothing was measured.
     route: which kind of traffic it is, out of the operator's list; "" when nobody said.
     canary: `<prompt>@<round>` of a known-safe task that proved the operator's secret; else "".
+    num_unobserved: rows that its values leave out: cached, lost or shed.
     """
 
     id: Text
@@ -208,6 +209,7 @@ class Signature(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     values: bytes
     route: Text = ""
     canary: Text = ""
+    num_unobserved: Count = 0
 
 
 class Signatures(msgspec.Struct, tag="signatures", array_like=True, forbid_unknown_fields=True):

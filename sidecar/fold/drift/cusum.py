@@ -11,6 +11,7 @@ ever lowers a chart below what `update` makes of it.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -39,16 +40,23 @@ class Charts(NamedTuple):
 
     @classmethod
     def pair(cls, num_streams: int, run_length: float, num_windows: int) -> Self:
-        """Both sides of both k, whose limits give one false alarm in `run_length` windows.
+        """Both sides of both k, whose limits give one false alarm in `run_length` windows."""
+        return cls.of(num_streams, run_length, num_windows, (1.0, -1.0))
 
-        k is at least 4 / sqrt(K) for a baseline of K windows, whose own mean is off by 1 / sqrt(K).
+    @classmethod
+    def of(
+        cls, num_streams: int, run_length: float, num_windows: int, sides: Sequence[float]
+    ) -> Self:
+        """These sides of both k, over streams that have `num_windows` baseline windows, K.
+
+        k is at least 4 / sqrt(K), since the baseline's own mean is off by 1 / sqrt(K).
         """
         least = 4 / math.sqrt(max(num_windows, 1))
         bands = sorted({max(k, least) for k in DEAD_BANDS})
-        num_charts = 2 * len(bands) * num_streams
+        num_charts = len(sides) * len(bands) * num_streams
         limits = [limit(k, num_charts, run_length) for k in bands]
-        signs = np.repeat([1.0, -1.0], len(bands))
-        return cls(signs, np.tile(bands, 2), np.tile(limits, 2))
+        signs = np.repeat(np.array(sides, np.float64), len(bands))
+        return cls(signs, np.tile(bands, len(sides)), np.tile(limits, len(sides)))
 
     def scaled(self, factor: float) -> Self:
         """The same charts with limits `factor` times as high."""
