@@ -135,6 +135,8 @@ class ExporterConfig(Shared):
     series_cap: most series of layers, heads, experts and the like in one exposition; the rest is
         counted, not published. 50 000 take some 30 ms of CPU a scrape (`bench/scrape.py`), and hold
         one engine of 61 layers, 128 heads and 256 experts.
+    metrics_file: TOML file that says which layers, heads and families /metrics shows; none is the
+        default of examples/metrics.toml, at most 2,000 series for a dense model of 80 layers.
     stale_seconds: a source unheard for this long is no longer published.
     max_age_seconds: frames older than this when read are counted and discarded.
     preset: production, or demo, which judges short windows so that a demonstration shows a verdict
@@ -153,6 +155,7 @@ class ExporterConfig(Shared):
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = API_PORT
     series_cap: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    metrics_file: Path | None = None
     stale_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0
     max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
     preset: Literal["production", "demo"] = "production"

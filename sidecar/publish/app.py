@@ -11,6 +11,7 @@ from sidecar.fold.reducer import Limits, Reducer
 from sidecar.publish import problems, views
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.selection import Selection
 from sidecar.publish.state import State
 from sidecar.wire.channel import Receiver
 
@@ -23,7 +24,7 @@ def create_state(config: ExporterConfig) -> State:
     key = config.key()
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
     intake = Intake(Receiver(config.socket), Reducer(limits), key)
-    return State(intake, Exposition(config.series_cap))
+    return State(intake, Exposition(config.series_cap, Selection.of_file(config.metrics_file)))
 
 
 def create_metrics_app(state: State) -> FastAPI:

@@ -5,7 +5,7 @@ strings are joined in pieces of `_CHUNK` rows, so that other threads are never k
 whole exposition.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -37,15 +37,19 @@ class Lines(NamedTuple):
 
 
 Families = Iterable[tuple[Metric, Sequence[Lines]]]
+Asked = Callable[[str], bool]
 
 
-def write(families: Families, *, openmetrics: bool) -> tuple[int, str]:
-    """How many series there are, and their text; families without any are left out."""
+def write(families: Families, asked: Asked, *, openmetrics: bool) -> tuple[int, str]:
+    """How many series there are, and the text of those whose family's name is asked for.
+
+    Families without any are left out.
+    """
     num_series = 0
     texts: list[str] = []
     for metric, parts in families:
         num_lines = sum(part.num_lines for part in parts)
-        if num_lines:
+        if num_lines and asked(metric.name):
             texts.append(header(metric, openmetrics=openmetrics))
             texts.extend(text for part in parts for text in _pieces(part))
         num_series += num_lines

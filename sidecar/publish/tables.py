@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from sidecar.fold.source import SourceView
 from sidecar.fold.tables import TableTotals
-from sidecar.publish.lines import Lines, summary_names, write
+from sidecar.publish.lines import Asked, Lines, summary_names, write
+from sidecar.publish.selection import Selection
 from sidecar.publish.text import SUFFIXES, label_set
 from sidecar.wire.signals import BY_ID, FAMILY_OF, GROUPS, ROWS_OF, Kind, Metric
 
@@ -32,18 +33,21 @@ class TableWriter:
     num_dropped: series left out of all texts so far because of the cap.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, selection: Selection) -> None:
         self.num_series = 0
         self.num_dropped = 0
+        self._selection = selection
         self._rendered: dict[_Key, _Rendered] = {}
 
-    def write(self, sources: Sequence[SourceView], num_left: int, *, openmetrics: bool) -> str:
+    def write(
+        self, sources: Sequence[SourceView], num_left: int, asked: Asked, *, openmetrics: bool
+    ) -> str:
         """Text of the tables of `sources` in at most `num_left` series.
 
         Sources whose model is not known yet are left out.
         """
         parts = self._plan(sources, num_left)
-        self.num_series, text = write(_families(parts), openmetrics=openmetrics)
+        self.num_series, text = write(self._families(parts), asked, openmetrics=openmetrics)
         return text
 
     def _plan(self, sources: Sequence[SourceView], num_left: int) -> list["_Part"]:
@@ -51,16 +55,52 @@ class TableWriter:
         parts: list[_Part] = []
         claimed: set[str] = set()
         for key, table in _tables(sources):
-            reserved = _num_series(key)
+            reserved = self._num_series(key)
             if reserved > num_left:
-                self.num_dropped += _num_dropped(key, table)
+                self.num_dropped += self._num_dropped(key, table)
                 num_left = 0
                 continue
             num_left -= reserved
-            rendered = known.get(key) or _Rendered(key)
+            rendered = known.get(key) or _Rendered(key, list(self._metrics(key.group)))
             self._rendered[key] = rendered
             parts.append(_Part(table, rendered, rendered.claim(claimed)))
         return parts
+
+    def _families(self, parts: Sequence["_Part"]) -> Iterator[tuple[Metric, list[Lines]]]:
+        for group in _GROUPS:
+            mine = [part for part in parts if part.table.group == group]
+            for index, signal in enumerate(GROUPS[group].signals):
+                metric = FAMILY_OF[group, signal.id]
+                read = _summary if metric.kind is Kind.SUMMARY else _window_mean
+                if self._selection.wants(metric):
+                    yield metric, [read(part, metric, index) for part in mine]
+            if group in ROWS_OF and self._selection.wants(ROWS_OF[group]):
+                yield ROWS_OF[group], [_rows(part, ROWS_OF[group]) for part in mine]
+        if self._selection.wants(_IMBALANCE):
+            experts = (part for part in parts if part.table.group == _EXPERTS)
+            yield _IMBALANCE, [_imbalance(part) for part in experts]
+
+    def _metrics(self, group: str) -> Iterator[Metric]:
+        """Families with a series per cell."""
+        found = [FAMILY_OF[group, signal.id] for signal in GROUPS[group].signals]
+        if group in ROWS_OF:
+            found.append(ROWS_OF[group])
+        return filter(self._selection.wants, found)
+
+    def _num_series(self, key: "_Key") -> int:
+        """Series of a table when every cell has rows."""
+        metrics = self._metrics(key.group)
+        per_cell = sum(2 if metric.kind is Kind.SUMMARY else 1 for metric in metrics)
+        has_layers = key.group == _EXPERTS and self._selection.wants(_IMBALANCE)
+        num_layers = len(key.axes[0]) if has_layers else 0
+        return per_cell * prod(len(labels) for labels in key.axes) + num_layers
+
+    def _num_dropped(self, key: "_Key", table: TableTotals) -> int:
+        """Series that a table left out would have, gauges aside: those come and go."""
+        counts = table.cells.count
+        kinds = [metric.kind for metric in self._metrics(key.group)]
+        num_filled = int(np.count_nonzero(counts))
+        return 2 * kinds.count(Kind.SUMMARY) * num_filled + kinds.count(Kind.COUNTER) * counts.size
 
 
 class _Key(NamedTuple):
@@ -75,11 +115,11 @@ class _Key(NamedTuple):
 class _Rendered:
     """The label sets of one table, and the names of all its series by metric."""
 
-    def __init__(self, key: _Key) -> None:
+    def __init__(self, key: _Key, metrics: Sequence[Metric]) -> None:
         shared = (key.model_name, key.engine)
         labels = ("model_name", "engine", *GROUPS[key.group].axes)
         self._cells = [label_set(labels, (*shared, *cell)) for cell in product(*key.axes)]
-        self.names = {metric.id: _names(metric, self._cells) for metric in _metrics(key.group)}
+        self.names = {metric.id: _names(metric, self._cells) for metric in metrics}
         self._layers: list[str] = []
         if key.group == _EXPERTS:
             self._layers = [label_set(labels[:3], (*shared, layer)) for layer in key.axes[0]]
@@ -127,13 +167,6 @@ def _tables(sources: Sequence[SourceView]) -> Iterator[tuple[_Key, TableTotals]]
                     yield _Key(view.status.model_name, engine, group, table.axes), table
 
 
-def _metrics(group: str) -> Iterator[Metric]:
-    """Families with a series per cell."""
-    yield from (FAMILY_OF[group, signal.id] for signal in GROUPS[group].signals)
-    if group in ROWS_OF:
-        yield ROWS_OF[group]
-
-
 def _names(metric: Metric, label_sets: Sequence[str]) -> Sequence[list[str]]:
     if metric.kind is Kind.SUMMARY:
         return summary_names(metric, label_sets)
@@ -147,33 +180,6 @@ def _fresh(label_sets: Sequence[str], claimed: set[str]) -> NDArray[np.bool_]:
         fresh.append(each not in claimed)
         claimed.add(each)
     return np.array(fresh, np.bool_)
-
-
-def _num_series(key: _Key) -> int:
-    """Series of a table when every cell has rows."""
-    per_cell = sum(2 if metric.kind is Kind.SUMMARY else 1 for metric in _metrics(key.group))
-    num_layers = len(key.axes[0]) if key.group == _EXPERTS else 0
-    return per_cell * prod(len(labels) for labels in key.axes) + num_layers
-
-
-def _num_dropped(key: _Key, table: TableTotals) -> int:
-    """Series that a table left out would have, gauges aside: those come and go."""
-    counts = table.cells.count
-    num_summaries = sum(metric.kind is Kind.SUMMARY for metric in _metrics(key.group))
-    num_counters = key.group in ROWS_OF
-    return int(2 * num_summaries * np.count_nonzero(counts) + num_counters * counts.size)
-
-
-def _families(parts: Sequence[_Part]) -> Iterator[tuple[Metric, list[Lines]]]:
-    for group in _GROUPS:
-        mine = [part for part in parts if part.table.group == group]
-        for index, signal in enumerate(GROUPS[group].signals):
-            metric = FAMILY_OF[group, signal.id]
-            read = _summary if metric.kind is Kind.SUMMARY else _window_mean
-            yield metric, [read(part, metric, index) for part in mine]
-        if group in ROWS_OF:
-            yield ROWS_OF[group], [_rows(part, ROWS_OF[group]) for part in mine]
-    yield _IMBALANCE, [_imbalance(part) for part in parts if part.table.group == _EXPERTS]
 
 
 def _summary(part: _Part, metric: Metric, signal: int) -> Lines:

@@ -5,18 +5,20 @@ other route runs in the thread pool, so no rendering can delay the loop.
 """
 
 import gzip
+import math
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from prometheus_client.exposition import gzip_accepted
-from pydantic import BaseModel
+from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
 
 import sidecar
 from sidecar.fold.requests import MAX_REQUESTS
 from sidecar.fold.signatures import MAX_SIGNATURES
 from sidecar.publish import answers
+from sidecar.publish.metrics import Scrape
 from sidecar.publish.portion import DEFAULT_LIMIT
 from sidecar.publish.problems import Problem, Unanswerable
 from sidecar.publish.requests import RequestsAnswer, requests_answer
@@ -28,6 +30,11 @@ from sidecar.wire.signals import GROUPS
 health = APIRouter(tags=["health"])
 metrics = APIRouter(tags=["metrics"])
 api = APIRouter(prefix="/v1", tags=["api"])
+
+# Prometheus says how long it will wait; the last tenth is for the way.
+_TIMEOUT_HEADER: Final = "x-prometheus-scrape-timeout-seconds"
+_OF_TIMEOUT: Final = 0.9
+Name = Annotated[str, StringConstraints(max_length=256)]
 
 _PAGE: Final = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>llm-internals-sidecar</title></head>
@@ -66,12 +73,20 @@ async def landing() -> HTMLResponse:
     return HTMLResponse(_PAGE, headers=_PAGE_HEADERS)
 
 
-@metrics.get("/metrics", response_class=Response)
-def exposition(request: Request, state: Shared) -> Response:
-    """Render all families, in the format and encoding that the client accepts."""
-    accept = request.headers.get("accept", "")
-    body, content_type = state.exposition.render(state.intake.get(), accept)
-    headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+@metrics.get("/metrics", response_class=Response, responses={503: {"model": Problem}})
+def exposition(
+    request: Request,
+    state: Shared,
+    names: Annotated[list[Name] | None, Query(alias="name[]", max_length=1000)] = None,
+) -> Response:
+    """Render all families, or those named, in the format and encoding that the client accepts."""
+    seconds = _scrape_seconds(request.headers.get(_TIMEOUT_HEADER, ""))
+    asked = Scrape(request.headers.get("accept", ""), tuple(names or ()), seconds)
+    try:
+        body = state.exposition.render(state.intake.get(), asked)
+    except TimeoutError as error:
+        raise Unanswerable(503, str(error), "scrape less often, or publish fewer series") from error
+    headers = {"Content-Type": asked.content_type, "Vary": "Accept, Accept-Encoding"}
     if gzip_accepted(request.headers.get("accept-encoding", "")):
         # Level 1 halves the CPU of a scrape and costs an eighth more bytes than level 6.
         body = gzip.compress(body, compresslevel=1, mtime=0)
@@ -132,3 +147,12 @@ def request_by_id(state: Shared, request_id: str) -> Response:
 def _json(answer: BaseModel, status_code: int = 200) -> Response:
     # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
     return Response(answer.model_dump_json(), status_code, media_type="application/json")
+
+
+def _scrape_seconds(header: str) -> float:
+    """How long a scrape may take; without limit where the client says nothing useful."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        return math.inf
+    return _OF_TIMEOUT * seconds if seconds > 0 else math.inf

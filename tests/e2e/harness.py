@@ -21,6 +21,7 @@ MODEL = ROOT / "sidecar" / "demo" / "model"
 SABOTEUR = Path(__file__).parent / "saboteur"
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+EVERY_SERIES = Path(__file__).parents[2] / "examples" / "metrics_everything.toml"
 START_SECONDS = 400
 FOREIGN = ("SIDECAR_", "VLLM_", "TRITON_")  # settings of whoever runs the tests
 BATCH_TOKENS = 256  # small, so that prompts of the tests are prefilled in chunks
@@ -162,9 +163,10 @@ class Stack:
 
     def start_exporter(self) -> None:
         """Start the sidecar, and wait until it answers."""
-        ports = ["--metrics-port", str(self.metrics_port), "--api-port", str(self.api_port)]
+        options = ["--metrics-port", str(self.metrics_port), "--api-port", str(self.api_port)]
+        options += ["--metrics-file", str(EVERY_SERIES)]
         self.exporter = Process(
-            [sys.executable, "-m", "sidecar", "serve", *ports],
+            [sys.executable, "-m", "sidecar", "serve", *options],
             self._environ(),
             self.folder / "exporter.log",
         )

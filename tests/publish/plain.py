@@ -10,6 +10,7 @@ from sidecar.fold.reducer import Reducer
 from sidecar.publish.answers import layers_answer, status_answer
 from sidecar.publish.metrics import Exposition
 from sidecar.publish.requests import requests_answer
+from sidecar.publish.selection import Selection
 from sidecar.publish.signals import signals_answer
 from sidecar.publish.signatures import signatures_answer
 
@@ -27,8 +28,8 @@ def plain(answer: BaseModel) -> dict[str, Any]:
 def pages(reducer: Reducer, now_ns: int) -> Iterator[object]:
     """Every page, read back: each sample of the exposition once, and no NaN in JSON."""
     snapshot = reducer.get(now_ns)
-    exposition = Exposition(10_000)
-    body, _ = exposition.render(snapshot, "")
+    exposition = Exposition(10_000, Selection.everything())
+    body = exposition.render(snapshot)
     lines = [line.rpartition(" ")[0] for line in body.decode().splitlines() if line[0] != "#"]
     assert len(lines) == len(set(lines))
     assert b"success{collector" in body

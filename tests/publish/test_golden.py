@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.publish.metrics import Build, Exposition
+from sidecar.publish.metrics import Build, Exposition, Scrape
+from sidecar.publish.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND, Ticking
 
@@ -18,9 +19,10 @@ REMEDY = "if the change is meant: REGENERATE_GOLDEN=1 .venv/bin/pytest tests/pub
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_exposition_is_the_committed_one(name: str) -> None:
     """Any change of a name, label, help text, order or number shows as a diff."""
-    exposition = Exposition(10_000, build=Build("1.2.3", "1", "3.11.0"), clock=Ticking())
+    build = Build("1.2.3", "1", "3.11.0")
+    exposition = Exposition(10_000, Selection.everything(), build=build, clock=Ticking())
     snapshot = fakes.everything().get(NOW + 10 * SECOND)
-    body, _ = exposition.render(snapshot, FORMATS[name])
+    body = exposition.render(snapshot, Scrape(FORMATS[name]))
     if os.environ.get("REGENERATE_GOLDEN"):
         (GOLDEN / name).write_bytes(body)
     expected, actual = (GOLDEN / name).read_text().splitlines(), body.decode().splitlines()

@@ -6,9 +6,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.fold.reducer import Reducer
 from sidecar.publish.layers import LayerWriter
+from sidecar.publish.selection import Selection
 from sidecar.wire.frame import Arrays, Layers, Source
 from tests import fakes
 from tests.fakes import LIMITS, NOW, SECOND, FakeSource
+
+EVERYTHING = Selection.everything()
+
+
+def every_family(name: str) -> bool:
+    return True
+
 
 # With rows in three of four populations: 3 x (sum, count, window maximum) each, and 1 nonfinite.
 SERIES_PER_LAYER = 3 * 9 + 1
@@ -27,7 +35,7 @@ def engines(*bodies: tuple[Source, Layers], model_name: str = "tiny") -> Reducer
 
 def text_of(reducer: Reducer, writer: LayerWriter) -> str:
     snapshot = reducer.get(NOW + 10 * SECOND)
-    return writer.write(snapshot.sources, openmetrics=False)
+    return writer.write(snapshot.sources, every_family, openmetrics=False)
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -47,7 +55,7 @@ def layers_in(text: str) -> list[int]:
 
 def test_only_populations_with_rows_are_written() -> None:
     """A series that never had a row would say 0 / 0."""
-    text = text_of(engines((Source("engine"), fakes.layers(1))), LayerWriter(10_000))
+    text = text_of(engines((Source("engine"), fakes.layers(1))), LayerWriter(10_000, EVERYTHING))
     populations = {key[4:6] for key in samples(text) if "rms_count" in key[0]}
 
     assert populations == {("prefill", "first"), ("prefill", "rest"), ("decode", "rest")}
@@ -56,7 +64,9 @@ def test_only_populations_with_rows_are_written() -> None:
 def test_every_number_is_the_one_that_was_told() -> None:
     """Sums to the last bit, counts, window maxima and non-finite counts."""
     told = fakes.moments(3)
-    found = samples(text_of(engines((Source("engine"), fakes.layers(3))), LayerWriter(10_000)))
+    found = samples(
+        text_of(engines((Source("engine"), fakes.layers(3))), LayerWriter(10_000, EVERYTHING))
+    )
 
     assert len(found) == 3 * SERIES_PER_LAYER
     prefix = "llm_internals_"
@@ -75,7 +85,7 @@ def test_labels_stand_in_the_order_of_the_table() -> None:
     """And a model's name cannot break out of its quotes."""
     strange = 'a"b\\c\nd{}%s'
     one = engines((Source("engine"), fakes.layers(1)), model_name=strange)
-    text = text_of(one, LayerWriter(10_000))
+    text = text_of(one, LayerWriter(10_000, EVERYTHING))
 
     assert r'{model_name="a\"b\\c\nd{}%s",engine="0",layer="0",phase="prefill",' in text
     assert {key[1] for key in samples(text)} == {strange}
@@ -88,7 +98,7 @@ def test_strange_numbers_are_spelled_as_prometheus_does() -> None:
     arrays.sums[3, 0, :, 0] = (1e300, 5e-324, 1e16)
     body = fakes.layers(1)
     body.moments = arrays.pack()
-    text = text_of(engines((Source("engine"), body)), LayerWriter(10_000))
+    text = text_of(engines((Source("engine"), body)), LayerWriter(10_000, EVERYTHING))
     decode = {key[0]: value for key, value in samples(text).items() if "decode" in key}
 
     assert decode["llm_internals_residual_rms_window_max"] == np.inf
@@ -102,7 +112,9 @@ def test_a_family_is_written_once(openmetrics: bool) -> None:
     """Of many engines, all samples of a family stand together under one header."""
     reducer = engines(*((Source("engine", k), fakes.layers(2)) for k in range(3)))
     snapshot = reducer.get(NOW + 10 * SECOND)
-    text = LayerWriter(10_000).write(snapshot.sources, openmetrics=openmetrics)
+    text = LayerWriter(10_000, EVERYTHING).write(
+        snapshot.sources, every_family, openmetrics=openmetrics
+    )
 
     assert text.count("# TYPE ") == 7
     assert text.count("# TYPE llm_internals_residual_rms summary\n") == 1
@@ -116,7 +128,7 @@ def test_pipeline_stages_are_joined_by_their_layers() -> None:
             (Source("engine", 0, 0), fakes.layers(2)),
             (Source("engine", 0, 1), fakes.layers(2, first_layer=2)),
         ),
-        LayerWriter(10_000),
+        LayerWriter(10_000, EVERYTHING),
     )
 
     assert layers_in(text) == [0, 1, 2, 3]
@@ -129,7 +141,7 @@ def test_a_layer_measured_twice_is_published_once() -> None:
             (Source("engine", 0, 0, 0), fakes.layers(2, scale=1.0)),
             (Source("engine", 0, 0, 1), fakes.layers(3, scale=4.0)),
         ),
-        LayerWriter(10_000),
+        LayerWriter(10_000, EVERYTHING),
     )
     found = samples(text)
     at = ("tiny", "0", "1", "prefill", "first")
@@ -141,9 +153,9 @@ def test_a_layer_measured_twice_is_published_once() -> None:
 def test_an_engine_without_status_waits() -> None:
     """Its model's name is not known, and a series must not change its labels."""
     reducer = fakes.reduced(FakeSource().frame(fakes.layers()))
-    writer = LayerWriter(10_000)
+    writer = LayerWriter(10_000, EVERYTHING)
 
-    assert writer.write(reducer.get(NOW).sources, openmetrics=False) == ""
+    assert writer.write(reducer.get(NOW).sources, every_family, openmetrics=False) == ""
     assert (writer.num_series, writer.num_dropped) == (0, 0)
 
 
@@ -161,7 +173,7 @@ def test_an_engine_without_status_waits() -> None:
 def test_the_cap_leaves_out_whole_layers_from_the_end(cap: int, num_layers: int) -> None:
     """Never half a summary, never more than the cap, and what is left out is counted."""
     reducer = engines(*((Source("engine", k), fakes.layers(3)) for k in range(2)))
-    writer = LayerWriter(cap)
+    writer = LayerWriter(cap, EVERYTHING)
     text = text_of(reducer, writer)
     found = samples(text)
     published = [(int(key[2]), int(key[3])) for key in found if "nonfinite" in key[0]]
@@ -175,7 +187,7 @@ def test_nothing_after_the_first_layer_left_out_is_published() -> None:
     """A small layer of a later engine does not slip into the gap: order decides, not size."""
     small = fakes.layers(1, rows=(0, 8, 0, 0))
     reducer = engines((Source("engine", 0), fakes.layers(2)), (Source("engine", 1), small))
-    text = text_of(reducer, LayerWriter(2 * SERIES_PER_LAYER - 1))
+    text = text_of(reducer, LayerWriter(2 * SERIES_PER_LAYER - 1, EVERYTHING))
 
     assert {key[2] for key in samples(text)} == {"0"}
 
@@ -183,7 +195,7 @@ def test_nothing_after_the_first_layer_left_out_is_published() -> None:
 def test_what_is_dropped_adds_up() -> None:
     """A counter over all expositions."""
     reducer = engines((Source("engine"), fakes.layers(3)))
-    writer = LayerWriter(SERIES_PER_LAYER)
+    writer = LayerWriter(SERIES_PER_LAYER, EVERYTHING)
     for scrape in (1, 2, 3):
         text_of(reducer, writer)
         assert writer.num_dropped == scrape * 2 * SERIES_PER_LAYER
@@ -192,7 +204,7 @@ def test_what_is_dropped_adds_up() -> None:
 def test_the_cap_does_not_flicker_with_windows() -> None:
     """A window maximum comes and goes; which layers are published does not."""
     reducer = engines((Source("engine"), fakes.layers(3)))
-    writer = LayerWriter(3 * SERIES_PER_LAYER - 1)
+    writer = LayerWriter(3 * SERIES_PER_LAYER - 1, EVERYTHING)
     with_window = text_of(reducer, writer)
     reborn = FakeSource(boot="boot-two")
     for body in (fakes.live(), fakes.layers(3)):
@@ -206,7 +218,7 @@ def test_the_cap_does_not_flicker_with_windows() -> None:
 
 def test_labels_of_a_changed_model_are_rendered_anew() -> None:
     """What is remembered belongs to one model, engine and set of layers."""
-    writer = LayerWriter(10_000)
+    writer = LayerWriter(10_000, EVERYTHING)
     former = text_of(engines((Source("engine"), fakes.layers(2)), model_name="former"), writer)
     now = text_of(engines((Source("engine"), fakes.layers(3)), model_name="now"), writer)
 
@@ -223,7 +235,7 @@ def test_many_rows_are_written_in_pieces_without_a_seam() -> None:
     arrays.sums[..., 0] = arrays.count[..., None] * 0.5
     body = fakes.layers(700)
     body.moments = arrays.pack()
-    found = samples(text_of(engines((Source("engine"), body)), LayerWriter(10**6)))
+    found = samples(text_of(engines((Source("engine"), body)), LayerWriter(10**6, EVERYTHING)))
 
     at = ("tiny", "0", "699", "decode", "rest")
     assert found["llm_internals_residual_rms_count", *at] == 2800

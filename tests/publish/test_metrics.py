@@ -12,7 +12,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.publish.collectors import COLLECTORS, family, reason_class
-from sidecar.publish.metrics import Build, Exposition
+from sidecar.publish.metrics import Build, Exposition, Scrape
+from sidecar.publish.selection import Selection
 from sidecar.wire.frame import Source
 from sidecar.wire.signals import BY_ID, METRICS, PREFIX, Kind
 from tests import fakes
@@ -31,7 +32,7 @@ Samples = dict[tuple[str, ...], float]
 
 def exposition(series_cap: int = 10_000, **others: object) -> Exposition:
     build = Build("1.2.3", "1", "3.11.0")
-    return Exposition(series_cap, build=build, clock=Ticking(), **others)  # type: ignore[arg-type]
+    return Exposition(series_cap, Selection.everything(), build=build, clock=Ticking(), **others)  # type: ignore[arg-type]
 
 
 def parsed(text: str, accept: str = "") -> list[Metric]:
@@ -41,7 +42,7 @@ def parsed(text: str, accept: str = "") -> list[Metric]:
 
 def samples(snapshot: Snapshot = SNAPSHOT, accept: str = "", **others: object) -> Samples:
     """Each sample of an exposition by name, without prefix, and label values in order."""
-    body, _ = exposition(**others).render(snapshot, accept)  # type: ignore[arg-type]
+    body = exposition(**others).render(snapshot, Scrape(accept))  # type: ignore[arg-type]
     found: Samples = {}
     for metric in parsed(body.decode(), accept):
         for sample in metric.samples:
@@ -63,7 +64,7 @@ def samples(snapshot: Snapshot = SNAPSHOT, accept: str = "", **others: object) -
 )
 def test_the_client_chooses_the_format(accept: str, content_type: str) -> None:
     """Content type and body agree; OpenMetrics ends as it must."""
-    body, told = exposition().render(SNAPSHOT, accept)
+    body, told = exposition().render(SNAPSHOT, Scrape(accept)), Scrape(accept).content_type
 
     assert told.startswith(content_type)
     assert body.endswith(b"# EOF\n") is ("openmetrics" in told)
@@ -73,7 +74,7 @@ def test_the_client_chooses_the_format(accept: str, content_type: str) -> None:
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_every_family_of_the_table_has_samples_somewhere(accept: str) -> None:
     """No family is described and never published."""
-    body, _ = exposition().render(SNAPSHOT, accept)
+    body = exposition().render(SNAPSHOT, Scrape(accept))
     found = {metric.name for metric in parsed(body.decode(), accept)}
 
     assert {m.name for m in METRICS} <= found | {name.removesuffix("_info") for name in found}
@@ -82,7 +83,7 @@ def test_every_family_of_the_table_has_samples_somewhere(accept: str) -> None:
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 def test_names_kinds_units_and_help_come_from_the_table(accept: str) -> None:
     """Every family of the table is there when it has samples, and no other one."""
-    body, _ = exposition().render(SNAPSHOT, accept)
+    body = exposition().render(SNAPSHOT, Scrape(accept))
     found = {metric.name: metric for metric in parsed(body.decode(), accept)}
     text_only = {f"{m.name}_info": "gauge" for m in METRICS if m.kind is Kind.INFO and not accept}
     expected = {m.name: m.kind.value for m in METRICS if f"{m.name}_info" not in text_only}
@@ -261,7 +262,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
     """It is scored 0, leaves no half of itself, is logged once; all others are served."""
     rendering = exposition(collectors={**COLLECTORS, "serving": failing})
     for _ in range(2):
-        body, _ = rendering.render(SNAPSHOT, OPENMETRICS)
+        body = rendering.render(SNAPSHOT, Scrape(OPENMETRICS))
     text = body.decode()
     success = {
         sample.labels["collector"]: sample.value
@@ -271,6 +272,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
     }
 
     assert success == {
+        "selection": 1,
         "layers": 1,
         "tables": 1,
         "coverage": 1,
@@ -302,7 +304,7 @@ def test_failing_tables_leave_the_layers(monkeypatch: pytest.MonkeyPatch) -> Non
 
     broken = exposition()
     monkeypatch.setattr(broken._tables, "write", write)
-    body, _ = broken.render(SNAPSHOT, "")
+    body = broken.render(SNAPSHOT)
 
     assert b'scrape_collector_success{collector="tables"} 0' in body
     assert b"residual_rms_sum{" in body
@@ -316,7 +318,7 @@ def test_failing_layers_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
     broken = exposition()
     monkeypatch.setattr(broken._layers, "write", write)
-    body, _ = broken.render(SNAPSHOT, "")
+    body = broken.render(SNAPSHOT)
 
     assert b'scrape_collector_success{collector="layers"} 0' in body
     assert b"prompt_tokens_total" in body
@@ -333,9 +335,9 @@ def test_collectors_are_timed() -> None:
 def test_the_cap_is_told_and_kept() -> None:
     """At the cap whole layers are left out, and every table with them; all of it is counted."""
     everything, rendering = exposition(), exposition(series_cap=60)
-    everything.render(SNAPSHOT, "")
-    rendering.render(SNAPSHOT, "")
-    body, _ = rendering.render(SNAPSHOT, "")
+    everything.render(SNAPSHOT)
+    rendering.render(SNAPSHOT)
+    body = rendering.render(SNAPSHOT)
     found = {
         (sample.name.removeprefix(PREFIX), *sample.labels.values()): sample.value
         for metric in parsed(body.decode())
@@ -351,8 +353,8 @@ def test_the_cap_is_told_and_kept() -> None:
 
 def test_layers_that_fit_leave_room_for_tables() -> None:
     """One cap over both: what the layers leave is what the tables have."""
-    layers_only = Exposition(4 * 28)
-    layers_only.render(SNAPSHOT, "")
+    layers_only = Exposition(4 * 28, Selection.everything())
+    layers_only.render(SNAPSHOT)
     found = samples(series_cap=4 * 28 + 2 * 9)
 
     assert (layers_only._layers.num_left, layers_only._tables.num_series) == (0, 0)
@@ -362,12 +364,12 @@ def test_layers_that_fit_leave_room_for_tables() -> None:
 
 def test_scrapes_at_the_same_time_do_not_mix() -> None:
     """Eight threads, two formats: each body is the one it would have been alone."""
-    rendering = Exposition(10_000, collectors={})
+    rendering = Exposition(10_000, Selection.everything(), collectors={})
     bodies: list[tuple[str, bytes]] = []
 
     def scrape(accept: str) -> None:
         for _ in range(5):
-            body, _ = rendering.render(SNAPSHOT, accept)
+            body = rendering.render(SNAPSHOT, Scrape(accept))
             bodies.append((accept, body.split(b"# HELP llm_internals_series ")[0]))
 
     threads = [threading.Thread(target=scrape, args=(["", OPENMETRICS][k % 2],)) for k in range(8)]
@@ -400,3 +402,42 @@ def test_a_front_end_alone_has_no_tap() -> None:
     snapshot = fakes.reduced(FakeSource(FRONTEND).frame(fakes.serving())).get(NOW)
 
     assert not [key for key in samples(snapshot) if key[0] == "tap_live"]
+
+
+def test_a_client_may_ask_for_some_families() -> None:
+    """By the name of a family or of one of its series; nothing else is written."""
+    names = ("llm_internals_tap_live", "llm_internals_residual_rms_sum", "up")
+    body = exposition().render(SNAPSHOT, Scrape(OPENMETRICS, names))
+    found = {metric.name for metric in parsed(body.decode(), OPENMETRICS)}
+
+    assert found == {"llm_internals_tap_live", "llm_internals_residual_rms"}
+
+
+def test_asking_for_some_families_does_not_change_what_is_counted() -> None:
+    """`series` tells of the whole exposition, whoever looks."""
+    rendering = exposition()
+    rendering.render(SNAPSHOT, Scrape(names=("up",)))
+    some = rendering._layers.num_series + rendering._tables.num_series
+    rendering.render(SNAPSHOT)
+
+    assert some == rendering._layers.num_series + rendering._tables.num_series > 0
+
+
+def test_what_would_come_too_late_is_left_out() -> None:
+    """Small families stand first; the large ones are given up when time is over, and said so."""
+    clock = Ticking()  # a quarter of a millisecond for each look at it
+    rendering = Exposition(10_000, clock=clock)
+    body = rendering.render(SNAPSHOT, Scrape(seconds=0.0011))
+
+    assert b"llm_internals_observed_tokens_total{" in body
+    assert b'scrape_collector_success{collector="coverage"} 1' in body
+    assert b'scrape_collector_success{collector="layers"} 0' in body
+    assert b"residual_rms_sum{" not in body
+    assert b"residual_rms_sum{" in rendering.render(SNAPSHOT)
+
+
+def test_a_scrape_does_not_wait_longer_than_its_client() -> None:
+    """While another one takes all the time there is."""
+    rendering = exposition()
+    with rendering._lock, pytest.raises(TimeoutError):
+        rendering.render(SNAPSHOT, Scrape(seconds=0.01))

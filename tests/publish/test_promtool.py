@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND
 
@@ -14,7 +15,8 @@ def test_promtool_has_no_complaint() -> None:
     assert promtool, (
         "promtool is not on PATH; `make tools` installs it (Debian: apt install prometheus)"
     )
-    body, _ = Exposition(10_000).render(fakes.everything().get(NOW + 10 * SECOND), "")
+    snapshot = fakes.everything().get(NOW + 10 * SECOND)
+    body = Exposition(10_000, Selection.everything()).render(snapshot)
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
     )

@@ -5,11 +5,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.fold.reducer import Reducer
+from sidecar.publish.selection import Selection
 from sidecar.publish.tables import TableWriter
 from sidecar.wire.frame import Cells, Source, Table, Totals
 from sidecar.wire.signals import FAMILY_OF, GROUPS, PREFIX, Kind
 from tests import fakes
 from tests.fakes import LIMITS, NOW, PHASES, SECOND, FakeSource
+
+EVERYTHING = Selection.everything()
+
+
+def every_family(name: str) -> bool:
+    return True
+
 
 CAP = 10_000
 SERIES = {"confidence": 18, "probe": 2, "probe_exceedance": 2, "router": 24, "attention": 64}
@@ -29,7 +37,7 @@ def engines(*told: tuple[Source, Totals], model_name: str = "tiny") -> Reducer:
 
 def text_of(reducer: Reducer, writer: TableWriter, num_left: int = CAP) -> str:
     snapshot = reducer.get(NOW + 10 * SECOND)
-    return writer.write(snapshot.sources, num_left, openmetrics=False)
+    return writer.write(snapshot.sources, num_left, every_family, openmetrics=False)
 
 
 def samples(text: str) -> dict[tuple[str, ...], float]:
@@ -45,7 +53,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 
 def one(*tables: Table, num_left: int = CAP) -> dict[tuple[str, ...], float]:
     reducer = engines((Source("engine"), Totals(list(tables))))
-    return samples(text_of(reducer, TableWriter(), num_left))
+    return samples(text_of(reducer, TableWriter(EVERYTHING), num_left))
 
 
 def grown(*tables: tuple[Table, Table]) -> dict[tuple[str, ...], float]:
@@ -55,7 +63,7 @@ def grown(*tables: tuple[Table, Table]) -> dict[tuple[str, ...], float]:
     for second, body in ((0, before), (5, after), (10, after)):
         for each in (fakes.live(), body):
             reducer.update(engine.frame(each, NOW + second * SECOND), NOW)
-    return samples(text_of(reducer, TableWriter()))
+    return samples(text_of(reducer, TableWriter(EVERYTHING)))
 
 
 @pytest.mark.parametrize(("group", "signal"), [k for k, m in FAMILY_OF.items() if m.unit != ""])
@@ -141,9 +149,9 @@ def test_the_imbalance_is_of_the_last_window_per_layer() -> None:
 
 def test_an_engine_without_status_waits() -> None:
     """Its model's name is not known, and a series must not change its labels."""
-    reducer, writer = fakes.reduced(FakeSource().frame(fakes.totals())), TableWriter()
+    reducer, writer = fakes.reduced(FakeSource().frame(fakes.totals())), TableWriter(EVERYTHING)
 
-    assert writer.write(reducer.get(NOW).sources, CAP, openmetrics=False) == ""
+    assert writer.write(reducer.get(NOW).sources, CAP, every_family, openmetrics=False) == ""
     assert (writer.num_series, writer.num_dropped) == (0, 0)
 
 
@@ -153,7 +161,7 @@ def test_ranks_are_joined_by_their_heads() -> None:
         (Source("engine", 0, 0, 0), fakes.totals(1.0, heads=["0", "1"])),
         (Source("engine", 0, 0, 1), fakes.totals(4.0, heads=["1", "2"])),
     ]
-    found = samples(text_of(engines(*ranks), TableWriter()))
+    found = samples(text_of(engines(*ranks), TableWriter(EVERYTHING)))
     sums = {
         key[3:]: value for key, value in found.items() if key[0] == "attention_sink_mass_ratio_sum"
     }
@@ -168,7 +176,7 @@ def test_ranks_are_joined_by_their_heads() -> None:
 def test_engines_are_told_apart() -> None:
     """Data-parallel engines measure the same layers of other traffic."""
     both = [(Source("engine", k), fakes.totals(k + 1.0)) for k in range(2)]
-    found = samples(text_of(engines(*both), TableWriter()))
+    found = samples(text_of(engines(*both), TableWriter(EVERYTHING)))
 
     assert {key[2] for key in found} == {"0", "1"}
 
@@ -192,7 +200,9 @@ def test_a_family_is_written_once(openmetrics: bool) -> None:
     """Of many engines, all samples of a family stand together under one header."""
     reducer = engines(*((Source("engine", k), fakes.totals()) for k in range(3)))
     snapshot = reducer.get(NOW + 10 * SECOND)
-    text = TableWriter().write(snapshot.sources, CAP, openmetrics=openmetrics)
+    text = TableWriter(EVERYTHING).write(
+        snapshot.sources, CAP, every_family, openmetrics=openmetrics
+    )
 
     assert text.count("# TYPE llm_internals_attention_entropy_ratio summary\n") == 1
     assert text.count("# TYPE ") == len({line for line in text.splitlines() if "# TYPE" in line})
@@ -204,9 +214,9 @@ def test_the_cap_leaves_out_whole_tables_from_the_end(num_groups: int) -> None:
     """By what a table would take with rows in every cell, small groups first, experts last."""
     fitting = list(SERIES)[:num_groups]
     num_left = sum(SERIES[group] for group in fitting) + 1
-    writer = TableWriter()
+    writer = TableWriter(EVERYTHING)
     found = samples(text_of(engines((Source("engine"), fakes.totals())), writer, num_left))
-    everything = TableWriter()
+    everything = TableWriter(EVERYTHING)
     text_of(engines((Source("engine"), fakes.totals())), everything)
     words = ("token", "probe_sco", "probe_exc", "router_g", "attention", "router_e")
 
@@ -235,7 +245,7 @@ def test_traffic_does_not_decide_what_is_there() -> None:
 
 def test_what_is_dropped_adds_up() -> None:
     """A counter over all expositions."""
-    reducer, writer = engines((Source("engine"), fakes.totals())), TableWriter()
+    reducer, writer = engines((Source("engine"), fakes.totals())), TableWriter(EVERYTHING)
     text_of(reducer, writer, 0)
     once = writer.num_dropped
     text_of(reducer, writer, 0)
@@ -245,7 +255,7 @@ def test_what_is_dropped_adds_up() -> None:
 
 def test_names_are_rendered_once_per_table() -> None:
     """And forgotten with it."""
-    reducer, writer = engines((Source("engine"), fakes.totals())), TableWriter()
+    reducer, writer = engines((Source("engine"), fakes.totals())), TableWriter(EVERYTHING)
     text_of(reducer, writer)
     rendered = dict(writer._rendered)
     text_of(reducer, writer)

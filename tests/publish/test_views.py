@@ -29,7 +29,8 @@ class Sidecar:
         self.clock = FakeClock()
         self.engine, self.frontend = FakeSource(), FakeSource(FRONTEND)
         self.intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock)
-        state = State(self.intake, Exposition(10_000))
+        self.exposition = Exposition(10_000)
+        state = State(self.intake, self.exposition)
         self.metrics = self._client(create_metrics_app(state))
         self.api = self._client(create_api_app(state))
 
@@ -281,4 +282,36 @@ def test_a_large_exposition_takes_less_than_a_second(running: Sidecar) -> None:
     reply = running.metrics.get("/metrics")
 
     assert time.perf_counter() - started < 1
-    assert "llm_internals_series 1900.0" in reply.text
+    assert "llm_internals_series 1300.0" in reply.text
+
+
+def test_families_can_be_asked_for_by_name(running: Sidecar) -> None:
+    """As the Prometheus clients have it: ?name[]=."""
+    running.hear()
+    reply = running.metrics.get("/metrics", params={"name[]": ["llm_internals_tap_live"]})
+
+    names = {line.split("{")[0] for line in reply.text.splitlines() if not line.startswith("#")}
+    assert names == {"llm_internals_tap_live"}
+
+
+@pytest.mark.parametrize("seconds", ["nonsense", "-1", "0", "nan", "inf", "10"])
+def test_a_client_may_say_how_long_it_waits(running: Sidecar, seconds: str) -> None:
+    """What is no time is no limit."""
+    running.hear()
+    reply = running.metrics.get(
+        "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": seconds}
+    )
+
+    assert reply.status_code == 200
+    assert "llm_internals_residual_rms_sum{" in reply.text
+
+
+def test_a_scrape_that_cannot_be_in_time_is_told_so(running: Sidecar) -> None:
+    """503 and the remedy, when other scrapes take all of its time."""
+    with running.exposition._lock:
+        reply = running.metrics.get(
+            "/metrics", headers={"X-Prometheus-Scrape-Timeout-Seconds": "0.02"}
+        )
+
+    assert reply.status_code == 503
+    assert "fewer series" in reply.json()["remedy"]

@@ -91,7 +91,7 @@ def test_a_refusal_names_the_feature_on_the_metrics_page(reason, ranks, tap_on) 
 
     reducer = Reducer(Limits(10**10, 10**10))
     reducer.update(frame, frame.header.t_ns)
-    page, _ = Exposition(1000).render(reducer.get(frame.header.t_ns), "text/plain")
+    page = Exposition(1000).render(reducer.get(frame.header.t_ns))
     source = 'source="engine-dp0-pp0-tp0"'
     assert f'llm_internals_tap_info{{{source},state="refused",reason="{reason}"}} 1' in str(page)
     assert f"llm_internals_tap_live{{{source}}} 0" in str(page)
