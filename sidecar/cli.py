@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from sidecar.commands import control, demo, metrics, serve, version
+from sidecar.commands import control, demo, fleet, metrics, serve, version
 from sidecar.commands.command import Command
 from sidecar.errors import SidecarError
 
@@ -18,6 +18,7 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "fleet": fleet,
         "control": control,
         "metrics": metrics,
         "version": version,

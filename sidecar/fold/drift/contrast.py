@@ -159,6 +159,11 @@ class ContrastChannel:
         """What became of windows since the start."""
         return self._counts._replace(late=self._slots.num_late)
 
+    @property
+    def association(self) -> float:
+        """How far routing keeps kinds of requests at replicas: Cramer's V of the last windows."""
+        return self._affinity.size
+
     def latest_ns(self, replica: str) -> int:
         """End of the latest window taken of a replica; 0 before any."""
         return self._slots.latest_ns.get(replica, 0)
