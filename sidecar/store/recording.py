@@ -207,7 +207,7 @@ def _mapped(path: Path) -> Iterator[None]:
     """The border to pyarrow and the disk."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:  # Unicode: names of columns
         raise StoreError(f"{path}: {_one_line(error)}") from error
 
 
