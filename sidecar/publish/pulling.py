@@ -114,7 +114,8 @@ def _told(answer: _Answer, each: _Window, terms: Terms) -> Told:
         raise FleetError("schema", "a window has at least one stratum, and a few hundred at most")
     if any(_has_gaps(moments) for moments in strata.values()):
         raise FleetError("value", "a count, sum or square that is not a number")
-    window = Window.from_plain(each.window, kind.schema.num_streams)
+    with np.errstate(invalid="ignore"):  # a count beyond int64 becomes one that is refused below
+        window = Window.from_plain(each.window, kind.schema.num_streams)
     _check_time(window, terms)
     _check_values(window)
     return Told(kind, window)
