@@ -5,6 +5,7 @@
     ├── FrameError        a peer's message cannot be accepted; `.cause` labels a counter
     ├── ChannelError      the socket cannot be opened, or is owned by another process
     ├── TapRefused        this engine or model cannot be tapped; serving goes on untapped
+    ├── WeightsUnread     the files of a model cannot be hashed; all else is measured
     ├── SetupError        the demo cannot start on this machine
     ├── BaselineError     a baseline cannot be compared or merged; the message names the field
     ├── FleetError        Prometheus or an exporter answers amiss; `.cause` labels a counter
@@ -27,6 +28,7 @@ __all__ = [
     "StateError",
     "StoreError",
     "TapRefused",
+    "WeightsUnread",
 ]
 
 
@@ -74,6 +76,10 @@ class TapRefused(SidecarError):
 
 class StateError(SidecarError):
     """What was saved cannot be continued from; a detector that starts at 0 only alarms later."""
+
+
+class WeightsUnread(SidecarError):
+    """The files a model was loaded from cannot be told or hashed; the tap works without."""
 
 
 class SetupError(SidecarError):

@@ -14,10 +14,13 @@ from sidecar.wire.frame import (
     Arrays,
     Body,
     Coverage,
+    File,
     Finished,
     Frame,
     Header,
+    Identity,
     Layers,
+    Manifest,
     Request,
     Serving,
     Signature,
@@ -154,7 +157,14 @@ def live(model_name: str = "tiny") -> Status:
         shed_level=1,
         cost_share=0.0078125,
         control="r7",
+        identity=Identity(model_name, "a1b2", "c3d4", "vllm", "0.32.0", "AVX512", num_layers=3),
     )
+
+
+def manifest() -> Manifest:
+    """What a model of two files was loaded from."""
+    files = [File("config.json", 2, "0a"), File("model.safetensors", 1 << 40, "0b")]
+    return Manifest("complete", "", "a1b2", "c3d4", files)
 
 
 def table(

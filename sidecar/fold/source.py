@@ -10,7 +10,17 @@ from typing import Final, NamedTuple
 from sidecar.fold.series import LayerSeries, LayerTotals, ServingSeries, ServingTotals
 from sidecar.fold.stream import Stream, Tally
 from sidecar.fold.tables import TableSeries, TableTotals
-from sidecar.wire.frame import Body, Frame, Header, Layers, Serving, Source, Status, Totals
+from sidecar.wire.frame import (
+    Body,
+    Frame,
+    Header,
+    Layers,
+    Manifest,
+    Serving,
+    Source,
+    Status,
+    Totals,
+)
 
 MAX_ENGINES: Final = 64  # engines that one front end may speak of
 _MAX_RETIRED: Final = 8
@@ -23,7 +33,8 @@ class SourceView(NamedTuple):
     heard_ns: when that frame was read, by our clock; 0 when none was.
     arrived_ns: when any frame of it was read, too old ones included.
     contested_ns: when a frame of a replaced life was last read; 0 when none was.
-    status, totals, tables, serving: empty unless a frame was accepted within the staleness limit.
+    status, totals, tables, serving, manifest: empty unless a frame was accepted within the
+        staleness limit.
     """
 
     source: Source
@@ -37,6 +48,7 @@ class SourceView(NamedTuple):
     totals: LayerTotals | None
     tables: tuple[TableTotals, ...]
     serving: tuple[ServingTotals, ...]
+    manifest: Manifest | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +102,7 @@ class SourceState:
             life.layers.get() if fresh else None,
             life.tables.get() if fresh else (),
             life.serving() if fresh else (),
+            life.manifest if fresh else None,
         )
 
     def _is_superseded(self, header: Header, now_ns: int) -> bool:
@@ -109,6 +122,7 @@ class _Life:
         self.t_ns = 0
         self.stream = Stream()
         self.status: Status | None = None
+        self.manifest: Manifest | None = None
         self.layers = LayerSeries()
         self.tables = TableSeries()
         self._serving: dict[int, ServingSeries] = {}
@@ -129,6 +143,8 @@ class _Life:
                 self._serving.setdefault(body.engine, ServingSeries()).update(self.t_ns, body)
             case Status() as body:
                 self.status = body
+            case Manifest() as body:
+                self.manifest = body
         self.layers.advance(self.t_ns)
         self.tables.advance(self.t_ns)
 

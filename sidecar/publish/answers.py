@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ from sidecar.fold.series import LayerTotals, ServingTotals
 from sidecar.fold.source import SourceView
 from sidecar.publish.collectors import losses
 from sidecar.publish.vitals import reasons
-from sidecar.wire.frame import SCHEMA, Coverage, Status
+from sidecar.wire.frame import SCHEMA, Coverage, Identity, Manifest, Status
 from sidecar.wire.signals import LAYER_SIGNALS, POPULATIONS, SUMMARY_OF, Phase, Position
 
 Observed = dict[str, dict[str, int]]
@@ -34,6 +35,43 @@ class ReadyAnswer(BaseModel):
     reasons: list[str]
 
 
+class IdentityAnswer(BaseModel):
+    """What an engine executes, as far as it can be named; empty or 0 where it is not known."""
+
+    model_name: str
+    weights_digest: str
+    tokenizer_digest: str
+    engine: str
+    engine_version: str
+    kernels: str
+    attention_backend: str
+    dtype: str
+    kv_cache_dtype: str
+    quantization: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    num_layers: int
+    hidden_size: int
+
+
+class FileAnswer(BaseModel):
+    """One file that the model was loaded from."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+class ManifestAnswer(BaseModel):
+    """The files that the model was loaded from; `reason` says what is missing, or has changed."""
+
+    state: str
+    reason: str
+    weights_digest: str
+    tokenizer_digest: str
+    files: list[FileAnswer]
+
+
 class SourceAnswer(BaseModel):
     """One source. `state` is null until its tap has spoken.
 
@@ -41,6 +79,7 @@ class SourceAnswer(BaseModel):
     shed_level: how much its tap leaves out to stay within its budget; 0 is nothing.
     cost_share: the tap's own time over the engine's, in the last closed minute.
     control: revision of the operator's control in force; empty when there is none.
+    manifest: null until its tap has told of the files.
     """
 
     source: str
@@ -65,6 +104,8 @@ class SourceAnswer(BaseModel):
     shed_level: int
     cost_share: float
     control: str
+    identity: IdentityAnswer
+    manifest: ManifestAnswer | None
 
 
 class DistributionAnswer(BaseModel):
@@ -265,7 +306,18 @@ def _source(view: SourceView, now_ns: int) -> SourceAnswer:
         shed_level=status.shed_level,
         cost_share=status.cost_share,
         control=status.control,
+        identity=_identity(status.identity),
+        manifest=None if view.manifest is None else _manifest(view.manifest),
     )
+
+
+def _identity(identity: Identity) -> IdentityAnswer:
+    return IdentityAnswer(**msgspec.structs.asdict(identity))
+
+
+def _manifest(manifest: Manifest) -> ManifestAnswer:
+    files = [FileAnswer(**msgspec.structs.asdict(file)) for file in manifest.files]
+    return ManifestAnswer(**{**msgspec.structs.asdict(manifest), "files": files})
 
 
 def _serving(source: str, totals: ServingTotals) -> ServingAnswer:

@@ -29,7 +29,10 @@ class LayoutAnswer(BaseModel):
 
 
 class SignatureAnswer(BaseModel):
-    """One request. `layout` is a place in `layouts`; `is_final` once the request is over."""
+    """One request. `layout` is a place in `layouts`; `is_final` once the request is over.
+
+    route: its kind of traffic. canary: `<prompt>@<round>` of a proven canary; else empty.
+    """
 
     id: str
     source: str
@@ -40,6 +43,8 @@ class SignatureAnswer(BaseModel):
     num_generated_tokens: int
     adapter: str
     preemptions: int
+    route: str
+    canary: str
     values: list[float | None]
 
 
@@ -98,5 +103,7 @@ def _signature(signed: Signed, layout: int) -> SignatureAnswer:
         num_generated_tokens=signature.num_generated_tokens,
         adapter=signature.adapter,
         preemptions=signature.preemptions,
+        route=signature.route,
+        canary=signature.canary,
         values=[known(value) for value in values],
     )

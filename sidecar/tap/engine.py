@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from sidecar.config import TapConfig
@@ -23,6 +24,7 @@ from sidecar.tap.ledger import Ledger
 from sidecar.tap.liveness import Liveness
 from sidecar.tap.meter import Meter
 from sidecar.tap.nameplate import Nameplate
+from sidecar.tap.notary import Notary
 from sidecar.tap.orders import Orders
 from sidecar.tap.pump import Pump, Work
 from sidecar.tap.records import Ended, Records
@@ -99,6 +101,7 @@ class EngineTap:
     layer_ids: global ids of the layers whose views of `slab` were attached; with none, another rank
     speaks for the requests, and this one for its instruments alone.
     max_requests: requests in one batch at most.
+    notary: attests what the model was loaded from; None where another rank does.
     step, plan: of the last forward pass observed: its number from 0, and its rows; None when it was
     not planned.
     """
@@ -114,6 +117,7 @@ class EngineTap:
         max_requests: int,
         instruments: Instruments | None = None,
         governor: Governor | None = None,
+        notary: Notary | None = None,
     ) -> None:
         self.roster = Roster(config.adapters, config.routes, allow_opt_out=config.allow_opt_out)
         meter = Meter(guard, slab.rows.device)
@@ -123,6 +127,7 @@ class EngineTap:
         self.last_step: Step | None = None
         self._config = config
         self._engine = engine
+        self._notary = notary
         self._layer_ids = layer_ids
         self._slab = slab
         self._guard = guard
@@ -170,6 +175,8 @@ class EngineTap:
         if pulses and (was_warmed_up or any(pulses)):
             self._liveness.update(pulses)
         self._guard.run("govern", self.governor.begin)
+        if self._notary is not None:  # not earlier: loading a model needs the disk for itself
+            self._guard.run("notary", self._notary.start)
         self._is_armed = True
 
     def observe(self, batch: Batch) -> None:
@@ -215,6 +222,8 @@ class EngineTap:
         """Report what is left and end the pump."""
         self._settle_doubt()
         self._is_armed = False
+        if self._notary is not None:
+            self._notary.stop()
         self._pump.stop()
 
     @property
@@ -286,6 +295,8 @@ class EngineTap:
         if self._is_armed:  # while graphs are captured, nobody may ask the device anything
             self._guard.run_aside("govern", self.governor.govern)
         yield self._status()
+        if self._notary is not None and (manifest := self._notary.due(time.time_ns())):
+            yield manifest
         if self._layer_ids:
             yield self._ledger.layers()
         yield from self._records.bodies()
@@ -304,6 +315,13 @@ class EngineTap:
         status.shed_level = self.orders.shed_level
         status.cost_share = self.governor.cost_share
         status.control = self.orders.revision
+        if self._notary is not None:
+            manifest = self._notary.get()
+            status.identity = msgspec.structs.replace(
+                status.identity,
+                weights_digest=manifest.weights_digest,
+                tokenizer_digest=manifest.tokenizer_digest,
+            )
         return status
 
     def _absent(self) -> dict[str, str]:

@@ -34,6 +34,7 @@ from sidecar.tap.confidence import Confidence
 from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instruments
+from sidecar.tap.kernels import kernels_of
 from sidecar.tap.nameplate import Nameplate
 from sidecar.tap.plain import attention
 from sidecar.tap.plain.calls import Calls
@@ -46,7 +47,8 @@ from sidecar.tap.sites import find_sites
 from sidecar.tap.slab import Slab
 from sidecar.tap.stream import ROWS, Reader
 from sidecar.wire.channel import Sender
-from sidecar.wire.frame import Source
+from sidecar.wire.fields import MAX_TEXT
+from sidecar.wire.frame import Identity, Source
 from sidecar.wire.signature import Layout
 
 _HIDDEN: Final = "hidden_states"
@@ -332,9 +334,14 @@ def _hidden_size(model: Any) -> int:
 
 def _nameplate(model: Any, model_name: str) -> Nameplate:
     config = getattr(model, "config", None)
-    return Nameplate(
-        model_name or str(getattr(config, "name_or_path", "") or type(model).__name__),
-        tap_version=__version__,
-        runner="torch",
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    name = model_name or str(getattr(config, "name_or_path", "") or type(model).__name__)
+    parameter = next(model.parameters())
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    identity = Identity(
+        model_name=name[:MAX_TEXT],
+        engine="torch",
+        engine_version=str(torch.__version__),
+        kernels=kernels_of(parameter.device),
+        dtype=dtype,
     )
+    return Nameplate(name, tap_version=__version__, runner="torch", dtype=dtype, identity=identity)

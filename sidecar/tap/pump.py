@@ -1,4 +1,4 @@
-"""The pump: the one Python thread of ours in a process; it turns what was collected into frames.
+"""The pump: our thread in a process (the notary's aside); it turns what was collected into frames.
 
 It polls, so the step path needs no lock and wakes nobody. Exceptions are counted and the thread
 goes on; stopping it takes at most `STOP_SECONDS`, whatever the receiver does.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.checks import EVERYTHING
-from tests.e2e.harness import Stack, serving
+from tests.e2e.harness import CANARY_SECRET, Stack, serving
 from tests.e2e.prompts import Prompts
 
 
@@ -24,8 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def float32(folder: Path) -> Iterator[Stack]:
-    """A compiled float32 server with the tap on."""
-    yield from serving(Stack(folder / "fp32", dtype="float32"))
+    """A compiled float32 server with the tap on, which knows a route and the operator's secret."""
+    canary_key = folder / "canary.key"
+    canary_key.write_bytes(CANARY_SECRET)
+    environ = {"SIDECAR_ROUTES": "chat", "SIDECAR_CANARY_KEY_FILE": str(canary_key)}
+    yield from serving(Stack(folder / "fp32", dtype="float32", environ=environ))
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ _PR_SET_PDEATHSIG = 1
 EVERY_SERIES = Path(__file__).parents[2] / "examples" / "metrics_everything.toml"
 START_SECONDS = 400
 FOREIGN = ("SIDECAR_", "VLLM_", "TRITON_")  # settings of whoever runs the tests
+CANARY_SECRET = b"a secret of the operator's, 32 b"
 BATCH_TOKENS = 256  # small, so that prompts of the tests are prefilled in chunks
 
 
@@ -260,6 +261,17 @@ class Stack:
             return next((r for r in self.requests() if r["id"].startswith(prefix)), None)
 
         return wait_for(find, f"a record of {prefix}", 10)
+
+    def signature(self, completion_id: str) -> dict[str, Any]:
+        """The final signature of a request by the id that its client saw."""
+        url = f"{self.api_url}/v1/signatures?limit=20"
+
+        def find() -> Any:
+            told = get_json(url)["signatures"]
+            mine = (s for s in told if s["is_final"] and s["id"].startswith(f"{completion_id}-0-"))
+            return next(mine, None)
+
+        return wait_for(find, f"a signature of {completion_id}", 30)
 
     def samples(self) -> dict[str, float]:
         """Every sample of /metrics, by its name and labels as printed."""

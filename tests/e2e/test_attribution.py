@@ -1,6 +1,8 @@
 """Right request: in a crowd, every request is measured as if it were served alone."""
 
+import hashlib
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from sidecar.wire import canary
+from sidecar.wire.canary import Canary
 from tests.e2e.compare import between_records
-from tests.e2e.harness import Stack, wait_for
+from tests.e2e.harness import CANARY_SECRET, MODEL, Stack, wait_for
 from tests.e2e.prompts import Prompts
 
 pytestmark = pytest.mark.e2e
@@ -136,3 +140,60 @@ def test_rows_given_to_a_neighbour_are_caught(
 
 def _observed(coverage: dict[str, Any]) -> int:
     return sum(sum(by_place.values()) for by_place in coverage["observed"].values())
+
+
+def test_a_request_is_known_by_its_route_and_a_canary_by_its_proof(
+    float32: Stack, prompts: Prompts
+) -> None:
+    """What the client says arrives, within the operator's list; a wrong mac proves nothing."""
+    prompt = prompts.cut([20], seed=8)[0]
+    round_ms = time.time_ns() // 1_000_000
+    good = canary.tag(Canary("greeting-1", round_ms), CANARY_SECRET)
+    forged = canary.tag(Canary("greeting-1", round_ms), b"a stranger's idea of the secret!")
+    told = {}
+    for name, said in {
+        "silent": None,
+        "listed": {"llm_internals_route": "chat"},
+        "unlisted": {"llm_internals_route": "shop"},
+        "proven": {"llm_internals_route": "chat", "llm_internals_canary": good},
+        "forged": {"llm_internals_canary": forged},
+    }.items():
+        reply = float32.complete(prompt, 2, f"said-{name}", cache_salt=name, vllm_xargs=said)
+        told[name] = float32.signature(reply["id"])
+    assert {name: (each["route"], each["canary"]) for name, each in told.items()} == {
+        "silent": ("", ""),
+        "listed": ("chat", ""),
+        "unlisted": ("other", ""),
+        "proven": ("chat", f"greeting-1@{round_ms}"),
+        "forged": ("", ""),
+    }
+    residual = slice(4 * 2 * 4)  # of 4 layers, 2 phases; attention is sampled, and so may differ
+    assert told["proven"]["values"][residual] == told["silent"]["values"][residual]
+
+
+def test_the_manifest_is_that_of_the_files_served(float32: Stack) -> None:
+    """Each file's digest is what this test computes, and the whole what `sha256sum` gives."""
+    manifest = wait_for(
+        lambda: (found := float32.source()["manifest"]) and found["state"] == "complete" and found,
+        "the files are hashed",
+        120,
+    )
+    assert manifest["reason"] == ""
+    told = {file["name"]: file["sha256"] for file in manifest["files"]}
+    on_disk = {path.name: path for path in MODEL.iterdir() if path.name in told}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(told)
+    assert told == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in on_disk.items()
+    }
+    weights = sorted(name for name in told if not name.startswith("tokenizer"))
+    lines = subprocess.run(
+        ["sha256sum", *weights], cwd=MODEL, capture_output=True, check=True
+    ).stdout
+    assert manifest["weights_digest"] == hashlib.sha256(lines).hexdigest()
+    identity = float32.source()["identity"]
+    assert identity["weights_digest"] == manifest["weights_digest"]
+    assert (identity["engine"], identity["dtype"]) == ("vllm", "float32")
+    assert identity["num_layers"] == float32.source()["num_layers"] == 4
+    for field in ("kernels", "attention_backend", "kv_cache_dtype", "engine_version"):
+        assert identity[field], field
+    assert (identity["tensor_parallel"], identity["pipeline_parallel"]) == (1, 1)

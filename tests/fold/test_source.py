@@ -79,14 +79,17 @@ def test_a_stale_source_shows_nothing_that_it_told() -> None:
     """Beyond the staleness limit no number is frozen; the account of frames stays."""
     state = SourceState(ENGINE, LIMITS.stale_ns)
     engine = FakeSource()
-    for body in (fakes.live(), fakes.layers(), fakes.totals(), fakes.serving()):
+    told = (fakes.live(), fakes.layers(), fakes.totals(), fakes.serving(), fakes.manifest())
+    for body in told:
         state.update(engine.frame(body), NOW, stale=False)
 
     assert state.get(NOW + LIMITS.stale_ns).totals is not None
     assert len(state.get(NOW + LIMITS.stale_ns).tables) == 7
+    assert state.get(NOW + LIMITS.stale_ns).manifest == fakes.manifest()
     view = state.get(NOW + LIMITS.stale_ns + 1)
     assert (view.status, view.totals, view.tables, view.serving) == (None, None, (), ())
-    assert view.tally.received == 4
+    assert view.manifest is None
+    assert view.tally.received == 5
 
 
 def test_frames_too_old_are_counted_and_not_believed() -> None:

@@ -54,6 +54,42 @@ def test_a_source_is_told_in_full() -> None:
         "shed_level": 1,
         "cost_share": 0.0078125,
         "control": "r7",
+        "identity": {
+            "model_name": "tiny",
+            "weights_digest": "a1b2",
+            "tokenizer_digest": "c3d4",
+            "engine": "vllm",
+            "engine_version": "0.32.0",
+            "kernels": "AVX512",
+            "attention_backend": "",
+            "dtype": "",
+            "kv_cache_dtype": "",
+            "quantization": "",
+            "tensor_parallel": 0,
+            "pipeline_parallel": 0,
+            "num_layers": 3,
+            "hidden_size": 0,
+        },
+        "manifest": None,
+    }
+
+
+def test_the_files_of_a_model_are_told() -> None:
+    """The digests, and each file with its bytes, once the tap has told of them."""
+    reducer = reduced(FakeSource().frame(fakes.live()))
+    reducer.update(FakeSource(boot="boot-two").frame(fakes.manifest(), NOW + 1), NOW + 1)
+    told = status_answer(reducer.get(NOW + 1)).sources[0].manifest
+
+    assert told is not None
+    assert told.model_dump() == {
+        "state": "complete",
+        "reason": "",
+        "weights_digest": "a1b2",
+        "tokenizer_digest": "c3d4",
+        "files": [
+            {"name": "config.json", "num_bytes": 2, "sha256": "0a"},
+            {"name": "model.safetensors", "num_bytes": 1 << 40, "sha256": "0b"},
+        ],
     }
 
 

@@ -15,6 +15,8 @@ from tests.publish.plain import plain
 def test_a_signature_is_told_in_full() -> None:
     """Every number to the last bit; what was not measured is null."""
     body = fakes.signatures("a", is_final=False)
+    body.signatures[0].route = "chat"
+    body.signatures[0].canary = "greeting@1790000000000"
     reducer = reduced(FakeSource().frame(body))
     answer = plain(signatures_answer(reducer.signatures(9)))
     (told,) = answer["signatures"]
@@ -31,6 +33,8 @@ def test_a_signature_is_told_in_full() -> None:
         "num_generated_tokens": 9,
         "adapter": "support",
         "preemptions": 1,
+        "route": "chat",
+        "canary": "greeting@1790000000000",
     }
     assert values[1] is None
     assert (values[0], values[2:]) == (expected[0], expected[2:])

@@ -11,6 +11,7 @@ months are split among machines (`draw_months`, `peaks`). It is a safety net, no
 says nothing of the next season.
 """
 
+import itertools
 import math
 from typing import Final, NamedTuple
 
@@ -92,7 +93,7 @@ def calibration_of(baseline: Baseline, policy: Policy, highest: Floats) -> Calib
     """What these peaks of months ask for."""
     scale = scale_of(highest)
     num_alarmed, num_months = int((highest >= 1).sum()), len(highest)
-    bound = upper_bound(num_alarmed, num_months)
+    num_left = int((highest >= scale).sum())
     length = baseline.num_windows
     num_judged = max(int(judgeable(baseline.reservoir).sum()), 1)
     thresholds = {SCALE: scale}
@@ -103,19 +104,23 @@ def calibration_of(baseline: Baseline, policy: Policy, highest: Floats) -> Calib
     replay: dict[str, float | int | str | bool] = {
         "num_months": num_months,
         "num_alarmed_months": num_alarmed,
-        "upper_bound_of_share": bound,
-        "num_alarmed_months_after_scaling": int((highest >= scale).sum()),
-        "is_replayed": num_months > 0,
+        "upper_bound_of_share": upper_bound(num_alarmed, num_months),
+        "num_alarmed_months_after_scaling": num_left,
+        "is_rate_kept": upper_bound(num_left, num_months) <= MAX_SHARE,
     }
     return Calibration(eta_of(baseline.reservoir), thresholds, replay)
 
 
 def scale_of(highest: Floats) -> float:
-    """The least factor >= 1 on the limits that brings the bound to 28 %; 1 without months."""
+    """The least factor >= 1 on the limits that brings the bound to 28 %.
+
+    1 with fewer than 8 months, which cannot bring it there however calm they are.
+    """
     num = len(highest)
-    allowed = max((m for m in range(num) if upper_bound(m, num) <= MAX_SHARE), default=-1)
-    if num == 0 or allowed < 0:
+    if upper_bound(0, num) > MAX_SHARE:
         return 1.0
+    too_many = itertools.dropwhile(lambda m: upper_bound(m, num) <= MAX_SHARE, range(num))
+    allowed = next(too_many) - 1
     # A month alarms at its peak, so the first one that may not has to stay below its limit.
     first_not = float(np.sort(highest)[::-1][allowed])
     return max(1.0, math.nextafter(first_not, math.inf))

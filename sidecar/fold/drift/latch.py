@@ -48,7 +48,6 @@ class Latch:
         """Take a ticket or a page; one that is no worse than what is latched changes nothing."""
         if self._raised is None or raised.state.rank > self._raised.state.rank:
             self._raised = raised
-            self._acknowledged_ns = None
 
     def get(self, calm: Verdict) -> Verdict:
         """`calm`, or the latched state and its causes with the level and time of `calm`."""

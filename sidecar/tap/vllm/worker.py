@@ -16,10 +16,11 @@ import numpy as np
 
 from sidecar import __version__
 from sidecar.config import TapConfig
-from sidecar.errors import ConfigError, SidecarError, TapRefused
+from sidecar.errors import ConfigError, SidecarError, TapRefused, WeightsUnread
 from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
+from sidecar.tap.notary import Notary
 from sidecar.tap.rows import NO_GAP, Batch, Ints
 from sidecar.tap.sites import Site, find_sites
 from sidecar.tap.slab import Slab
@@ -31,12 +32,14 @@ from sidecar.tap.vllm import (
     features,
     fingerprint,
     fitting,
+    identity,
     projection,
     refusal,
     releases,
     router,
     runner_v1,
     runner_v2,
+    weights,
 )
 from sidecar.tap.vllm.fitting import Workbench
 from sidecar.tap.vllm.options import model_name, options_of
@@ -148,6 +151,7 @@ class Seat:
 
     def _attached(self) -> EngineTap:
         runner = self._worker.model_runner
+        self._engine.identity = identity.identify(self._vllm_config, self._worker.device)
         sites = _sites(runner, self._vllm_config)
         # The residual stream is the same on every rank of a tensor-parallel group: one speaks.
         spoken = [] if self.source.tp else sites
@@ -167,6 +171,7 @@ class Seat:
                 self._guard,
                 bench.max_requests,
                 bench.instruments,
+                notary=self._notary(),
             )
             observe = functools.partial(self._observe, tap)
             _runner_module(runner).wrap(runner, self._draft_counts, observe)
@@ -177,6 +182,20 @@ class Seat:
             tap.start()
             undo.pop_all()
         return tap
+
+    def _notary(self) -> Notary | None:
+        """Who attests the files; every rank loads from the same ones, so the first of them does."""
+        if self.source.tp or self.source.pp:
+            return None
+        if not self._config.weights_digest:
+            return Notary.absent("switched off; set SIDECAR_WEIGHTS_DIGEST=1")
+        try:
+            return Notary(weights.files_of(self._vllm_config))
+        except WeightsUnread as error:
+            return Notary.absent(str(error))
+        except Exception as error:  # another release's configuration; the tap works without
+            self._guard.count("notary", error)
+            return Notary.absent("the files could not be listed; see the engine's log")
 
     def _bench(
         self, sites: list[Site], spoken: list[Site], slab: Slab, undo: contextlib.ExitStack
@@ -283,6 +302,7 @@ def _engine(vllm_config: Any) -> Nameplate:
         vllm_version=releases.installed_version(),
         tap_version=__version__,
         dtype=str(vllm_config.model_config.dtype).removeprefix("torch."),
+        identity=identity.identify(vllm_config),
     )
 
 

@@ -42,6 +42,7 @@ def test_no_bet_gains_on_average_without_a_change(bets: Bets, num_windows: int) 
 
 def test_short_baselines_and_slow_traffic_bet_on_large_shifts_only() -> None:
     """lambda below 4 eta / sqrt K goes, the two largest stay, and eps is at least 2 / sqrt K."""
+    assert Bets.of_ranks(4032, eta=2).lambdas[0, 0] == 0.25
     assert BETS.lambdas[:, 0].tolist() == [0.125, 0.25, 0.5, 1.0, 2.0]
     assert Bets.of_ranks(4032, eta=3).lambdas[:, 0].tolist() == [0.25, 0.5, 1.0, 2.0]
     assert Bets.of_ranks(16).lambdas[:, 0].tolist() == [1.0, 2.0]
@@ -52,18 +53,23 @@ def test_short_baselines_and_slow_traffic_bet_on_large_shifts_only() -> None:
 @given(SCORES)
 def test_evidence_is_the_formula_written_out(rows: list[tuple[float, ...]]) -> None:
     """R <- (1 + R) e for each side, lambda and stream in plain Python, and its average."""
-    every = []
-    for sign in (1, -1):
-        for lam, p in zip((0.125, 0.25, 0.5, 1, 2), PSI, strict=True):
+    every = np.zeros((2, 5, 2))
+    since_ns = np.zeros((2, 5, 2), np.int64)
+    for s, sign in enumerate((1, -1)):
+        for c, (lam, p) in enumerate(zip((0.125, 0.25, 0.5, 1, 2), PSI, strict=True)):
             for j in range(2):
-                r = 0.0
-                for row in rows:
+                r = likelihood = 0.0
+                for k, row in enumerate(rows):
+                    since_ns[s, c, j] = 100 * k if likelihood == 0 else since_ns[s, c, j]
                     if not math.isnan(row[j]):
-                        r = (1 + r) * math.exp(lam * (sign * row[j] - 0.25) - p)
-                every.append(r)
+                        log_e = lam * (sign * row[j] - 0.25) - p
+                        r = (1 + r) * math.exp(log_e)
+                        likelihood = max(0.0, likelihood + log_e)
+                every[s, c, j] = r
 
-    mean = float(np.mean(every))
+    mean = float(every.mean())
     held = ran(rows)
+    np.testing.assert_array_equal(held.since_ns, since_ns)
     assert math.exp(held.log_mean) == pytest.approx(mean, rel=1e-9)
     assert held.is_alarming == (mean >= RUN_LENGTH)
     assert held.level == pytest.approx(math.log1p(mean) / math.log1p(RUN_LENGTH), rel=1e-9)
@@ -106,6 +112,25 @@ def test_evidence_without_end_is_capped_and_falls_again() -> None:
     np.testing.assert_allclose(held.portions().sum(), 1.0)
     held.update(BETS.log_evidence(np.array([-3.6, 3.6])), 1000)
     assert held.log_r.max() < MAX_LOG
+
+
+def test_the_onset_is_that_of_the_bet_with_the_most_evidence() -> None:
+    """A weak shift and then a strong one: small bets saw the first, the largest only the second."""
+    held = ran([(0.9, 0.0)] * 40 + [(3.0, 0.0)] * 12)
+    most = held.log_r[0, :, 0].argmax()
+
+    assert len(set(held.since_ns[0, :, 0].tolist())) > 1
+    assert held.onsets()[0, 0] == held.since_ns[0, most, 0]
+    assert held.onsets()[0, 0] != held.since_ns[0, held.log_r[0, :, 0].argmin(), 0]
+
+
+def test_after_a_page_was_seen_the_onset_is_a_new_one() -> None:
+    """What is found next began after the acknowledgement."""
+    held = ran([(3.0, 3.0)] * 20)
+    held.zero()
+    ran([(3.0, 3.0)] * 3, 20, held)
+
+    assert held.onsets()[0].tolist() == [2000, 2000]
 
 
 def test_nothing_seen_is_no_evidence() -> None:

@@ -135,6 +135,19 @@ def test_a_channel_that_would_be_blind_does_not_arm() -> None:
     )
 
 
+def test_slow_traffic_counts_for_less() -> None:
+    """Twice the deflation, about half the level and less; the reservoir's own without a replay."""
+    channels = [TrafficChannel(WEEK.calibrated(Calibration(eta, {}, {}))) for eta in (1, 2)]
+    for channel in channels:
+        fed(channel, range(10), shift=0.5)
+    assert channels[1].get(0).level < 0.55 * channels[0].get(0).level
+
+    rng = np.random.default_rng(27)
+    slow = baseline(reservoir=np.repeat(rng.normal(size=(2016 // 72, P)), 72, axis=0))
+    assert TrafficChannel(slow).eta > 5
+    assert TrafficChannel(slow.calibrated(Calibration(1.5, {}, {}))).eta == 1.5
+
+
 def test_limits_are_as_the_replay_scaled_them() -> None:
     """Twice the limit, half the level."""
     plain, scaled = (

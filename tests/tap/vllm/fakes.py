@@ -288,6 +288,7 @@ def vllm_config(model: Decoder | None = None, **parts: dict[str, Any]) -> Simple
     made = SimpleNamespace(
         additional_config={},
         model_config=SimpleNamespace(
+            model="toy/toy",
             served_model_name=["toy", "alias"],
             dtype=torch.bfloat16,
             runner_type="generate",
@@ -307,6 +308,7 @@ def vllm_config(model: Decoder | None = None, **parts: dict[str, Any]) -> Simple
             static_forward_context={f"layers.{i}.attn": m for i, m in enumerate(attention)},
         ),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
+        load_config=SimpleNamespace(load_format="dummy", download_dir=None),
         speculative_config=None,
     )
     for part, changes in parts.items():
