@@ -48,14 +48,14 @@ def excess(num_windows: int) -> None:
     """How much the limit A shrinks for one stream of values that are not normal; lambda = 2."""
     rng = np.random.default_rng(1)
     log_limit = math.log(YEAR * NUM_REPLICAS * 96 * 2 * len(LAMBDAS))
-    print(f"values, requests a window: mean of e, share of A lost (windows {num_windows})")
+    print("values, requests a window; clip 4, clip 3: mean of e, factor by which A shrinks")
     for name, draw in VALUES.items():
         for num_requests in (30, 300):
             count = num_windows if num_requests == 30 else num_windows * 3 // 10
             scores = _scores(draw, rng, num_requests, count)
             told = [_excess(np.clip(scores, -clip, clip), log_limit) for clip in (4.0, 3.0)]
             cells = "  ".join(f"{mean:.2f} x{factor:.3g}" for mean, factor in told)
-            print(f"  {name:14} {num_requests:4}   clip 4: clip 3:  {cells}", flush=True)
+            print(f"  {name:14} {num_requests:4}  {cells}", flush=True)
 
 
 def _scores(draw: Any, rng: np.random.Generator, num_requests: int, num_windows: int) -> Floats:
