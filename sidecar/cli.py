@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from sidecar.commands import control, demo, fleet, metrics, serve, version
+from sidecar.commands import (
+    baseline,
+    canary,
+    control,
+    demo,
+    fleet,
+    metrics,
+    replay,
+    serve,
+    version,
+)
 from sidecar.commands.command import Command
 from sidecar.errors import SidecarError
 
@@ -18,8 +28,11 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "baseline": baseline,
+        "replay": replay,
         "fleet": fleet,
         "control": control,
+        "canary": canary,
         "metrics": metrics,
         "version": version,
         "demo": demo,

@@ -145,9 +145,18 @@ class ExporterConfig(Shared):
         it is not given.
     state_dir: folder that keeps what the drift channels have learnt over a restart; none keeps it
         in memory alone.
+    record: whether every request is recorded there, for `sidecar baseline fit`; never its words.
     baseline_file: the reference that traffic is compared with; none means that it is not compared.
     baseline_key_file: ed25519 public key that the baseline file must be signed by; none means
         unsigned files are read.
+    canary_url: root of the served model's API, of this replica alone; none sends no canaries.
+    canary_model: name of the model there; the first that the server names by default.
+    canary_suite: JSONL file of known-safe prompts; the bundled one by default.
+    canary_seconds: from the start of one round of canaries to the next.
+    canary_learn_seconds: the same until what is benign has been learnt (200 rounds).
+    canary_rate: most canary requests a second, of one data-parallel rank.
+    canary_ranks: data-parallel ranks behind the URL; each gets every round.
+    canary_api_key_file: file with the key that the server asks its clients for.
     """
 
     metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
@@ -161,8 +170,28 @@ class ExporterConfig(Shared):
     preset: Literal["production", "demo"] = "production"
     window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
     state_dir: Path | None = None
+    record: bool = False
     baseline_file: Path | None = None
     baseline_key_file: Path | None = None
+    canary_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
+    canary_model: str | None = None
+    canary_suite: Path | None = None
+    canary_seconds: Annotated[float, Field(ge=1.0, le=86_400.0)] = 300.0
+    canary_learn_seconds: Annotated[float, Field(ge=0.5, le=86_400.0)] = 15.0
+    canary_rate: Annotated[float, Field(ge=0.1, le=1000.0)] = 8.0
+    canary_ranks: Annotated[int, Field(ge=1, le=64)] = 1
+    canary_api_key_file: Path | None = None
+
+    def canary_api_key(self) -> str:
+        """What the served model asks its clients for; "" when it asks for nothing."""
+        if self.canary_api_key_file is None:
+            return ""
+        try:
+            return self.canary_api_key_file.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{PREFIX}CANARY_API_KEY_FILE: {error}; give a text file this user can read"
+            ) from error
 
     @property
     def is_demo(self) -> bool:

@@ -10,7 +10,8 @@
     ├── BaselineError     a baseline cannot be compared or merged; the message names the field
     ├── FleetError        Prometheus or an exporter answers amiss; `.cause` labels a counter
     ├── StateError        the state of an earlier life is not of this release or baseline
-    └── StoreError        a file is torn, foreign or not signed as it must be
+    ├── StoreError        a file is torn, foreign or not signed as it must be
+    └── WatchError        the thread that judges drift does not answer in time
 
 Every message says what is wrong and names the remedy. Foreign errors are mapped to these at one
 border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `store`, `publish.fetching`,
@@ -28,6 +29,7 @@ __all__ = [
     "StateError",
     "StoreError",
     "TapRefused",
+    "WatchError",
     "WeightsUnread",
 ]
 
@@ -76,6 +78,10 @@ class TapRefused(SidecarError):
 
 class StateError(SidecarError):
     """What was saved cannot be continued from; a detector that starts at 0 only alarms later."""
+
+
+class WatchError(SidecarError):
+    """The thread that judges drift did not answer in time; what was asked may still be done."""
 
 
 class WeightsUnread(SidecarError):

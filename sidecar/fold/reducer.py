@@ -65,21 +65,22 @@ class Reducer:
         self._refused_ns: dict[str, int] = {}
         self._ages = Histogram(FRAME_AGE_SECONDS)
 
-    def update(self, frame: Frame, now_ns: int) -> None:
-        """Take a frame read at `now_ns`."""
+    def update(self, frame: Frame, now_ns: int) -> bool:
+        """Take a frame read at `now_ns`; whether what it tells is used, not only counted."""
         state = self._state_of(frame.header.source, now_ns)
         if state is None:
             self.refuse("sources", now_ns)
-            return
+            return False
         age_ns = max(0, now_ns - frame.header.t_ns)
         stale = age_ns > self._limits.max_age_ns
         cause = state.update(frame, now_ns, stale=stale)
         if cause is not None:
             self.refuse(cause, now_ns)
-            return
+            return False
         self._ages.update([age_ns / 1e9])
         if not stale:
             self._remember(frame)
+        return not stale
 
     def refuse(self, cause: str, now_ns: int) -> None:
         """Count a message refused for one of `REFUSALS`."""

@@ -3,17 +3,33 @@
 /metrics and health are for the pod network, the API is not: hence two apps over one state.
 """
 
+from typing import Final
+
 from fastapi import APIRouter, FastAPI
 
 import sidecar
-from sidecar.config import ExporterConfig
+from sidecar.config import PREFIX, ExporterConfig
+from sidecar.errors import ConfigError
+from sidecar.fold.drift.canary import CanaryChannel
 from sidecar.fold.reducer import Limits, Reducer
-from sidecar.publish import problems, views
+from sidecar.publish import drift_metrics, drift_views, problems, views
+from sidecar.publish.baselines import Baselines
+from sidecar.publish.canary import create_runner
+from sidecar.publish.collectors import COLLECTORS
 from sidecar.publish.intake import Intake
+from sidecar.publish.judges import Judges
+from sidecar.publish.keeper import FileKeeper
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.panel import Terms
+from sidecar.publish.seat import Seat
 from sidecar.publish.selection import Selection
 from sidecar.publish.state import State
+from sidecar.publish.suite import Suite, read_suite
+from sidecar.publish.watch import Watch
+from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
+
+RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
 def create_state(config: ExporterConfig) -> State:
@@ -23,8 +39,42 @@ def create_state(config: ExporterConfig) -> State:
     """
     key = config.key()
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
-    intake = Intake(Receiver(config.socket), Reducer(limits), key)
-    return State(intake, Exposition(config.series_cap, Selection.of_file(config.metrics_file)))
+    terms = Terms(config.preset, config.window_ns)
+    baselines = Baselines(terms, config.baseline_file, config.baseline_key_file)
+    suite = read_suite(config.canary_suite) if config.canary_url else None
+    watch = create_watch(config, baselines, suite)
+    runner = None
+    if suite is not None:
+        runner = create_runner(config, suite, lambda: watch.get().canaries.is_learning)
+    intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
+    drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
+    selection = Selection.of_file(config.metrics_file)
+    collectors = {**COLLECTORS, "drift": drift}
+    exposition = Exposition(config.series_cap, selection, collectors=collectors)
+    return State(intake, exposition, watch, baselines, runner)
+
+
+def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
+    """What judges drift, with everything that an earlier life left in the state folder.
+
+    Raises ConfigError when a file or folder that was named cannot be used.
+    """
+    keeper = None if config.state_dir is None else FileKeeper(config.state_dir)
+    canary = None
+    if suite is not None:
+        prompts = [prompt.id for prompt in suite.prompts]
+        channel = CanaryChannel(prompts, suite.digest, seconds=config.canary_seconds)
+        canary = Seat(channel, baselines.terms.policy.label)
+    judges = Judges(baselines.terms, baselines.read(), canary, _recorder(config))
+    return Watch(judges, keeper)
+
+
+def _recorder(config: ExporterConfig) -> Recorder | None:
+    if not config.record:
+        return None
+    if config.state_dir is None:
+        raise ConfigError(f"{PREFIX}RECORD: recordings need a folder; set {PREFIX}STATE_DIR")
+    return Recorder(config.state_dir / RECORDINGS, sidecar.__version__)
 
 
 def create_metrics_app(state: State) -> FastAPI:
@@ -34,7 +84,7 @@ def create_metrics_app(state: State) -> FastAPI:
 
 def create_api_app(state: State) -> FastAPI:
     """/v1 and health."""
-    return _app(state, views.api, views.health)
+    return _app(state, views.api, drift_views.api, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:

@@ -14,10 +14,11 @@ from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.fold.requests import Measured
 from sidecar.fold.signatures import Signed
-from sidecar.wire.frame import unpack
+from sidecar.wire.frame import Frame, unpack
 
 _POLL_SECONDS: Final = 0.2
 _PAUSE_SECONDS: Final = 0.05
+Listener = Callable[[Frame, int], None]
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +36,7 @@ class Intake:
     """Owns the inbox, its thread and the state; all else reads snapshots.
 
     clock_ns: Unix time in nanoseconds, the same clock that the senders stamp with.
+    listener: told of every frame that is used, and when it was read; it must not wait.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Intake:
         reducer: Reducer,
         key: bytes | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        listener: Listener | None = None,
     ) -> None:
         self._inbox = inbox
         self._reducer = reducer
         self._key = key
         self._clock_ns = clock_ns
+        self._listener = listener
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sidecar-intake", daemon=True)
@@ -70,7 +74,9 @@ class Intake:
         try:
             frame = unpack(data, self._key)
             with self._lock:
-                self._reducer.update(frame, now_ns)
+                is_used = self._reducer.update(frame, now_ns)
+            if is_used and self._listener is not None:
+                self._listener(frame, now_ns)
         except FrameError as error:
             self._refuse(error.cause, now_ns)
         except Exception as error:  # a bug of ours must not blind us to every later frame

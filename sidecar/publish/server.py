@@ -2,7 +2,7 @@
 
 Guarantees: a port or socket that cannot be had is one sentence before anything starts; one line
 on stdout says that all is up and where; SIGTERM and SIGINT end everything within five seconds and
-leave no socket file behind.
+leave no socket file behind; SIGHUP reads the baseline file again.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import uvicorn
@@ -37,14 +37,14 @@ def serve(config: ExporterConfig) -> int:
         metrics = stack.enter_context(_listen("METRICS", config.metrics_host, config.metrics_port))
         api = stack.enter_context(_listen("API", config.api_host, config.api_port))
         state = create_state(config)
-        stack.callback(state.intake.stop)
-        state.intake.start()
+        stack.callback(state.stop)
+        state.start()
         ready = (
             f"sidecar ready: metrics {_url(metrics)}/metrics api {_url(api)}/v1/status "
             f"socket {config.socket}\n"
         )
         seats = [_Seat(create_metrics_app(state), metrics), _Seat(create_api_app(state), api)]
-        asyncio.run(_run(seats, ready))
+        asyncio.run(_run(seats, ready, state.reload))
     return 0
 
 
@@ -79,11 +79,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(seats: Sequence[_Seat], ready: str) -> None:
+async def _run(
+    seats: Sequence[_Seat], ready: str, reload: Callable[[], None] | None = None
+) -> None:
     servers = [_Server(_settings(seat.app)) for seat in seats]
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, _stop, servers)
+    if reload is not None:
+        # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
     pairs = zip(servers, seats, strict=True)
     running = asyncio.gather(*(server.serve([seat.listener]) for server, seat in pairs))
     while not running.done() and not all(server.started for server in servers):

@@ -19,12 +19,17 @@ from sidecar.wire.signature import Layout, entries
 class LayoutAnswer(BaseModel):
     """What the entries of signatures are of; two of one layout can be compared.
 
-    entries: their names, in order.
+    The fields of `wire.signature.Layout`, and `entries`: the names of the entries, in order.
     """
 
     version: int
+    layers: list[int]
+    attention_layers: list[int]
+    router_layers: list[int]
+    sketch_layers: list[int]
     sketch_size: int
     sketch_seed: int
+    probes: list[str]
     entries: list[str]
 
 
@@ -82,12 +87,8 @@ def _num_numbers(signed: Signed) -> int:
 
 
 def _layout(layout: Layout) -> LayoutAnswer:
-    return LayoutAnswer(
-        version=layout.version,
-        sketch_size=layout.sketch_size,
-        sketch_seed=layout.sketch_seed,
-        entries=list(entries(layout)),
-    )
+    fields = msgspec.structs.asdict(layout)
+    return LayoutAnswer(**fields, entries=list(entries(layout)))
 
 
 def _signature(signed: Signed, layout: int) -> SignatureAnswer:

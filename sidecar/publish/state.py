@@ -1,18 +1,69 @@
-"""What every route reads: the intake's snapshots, and the exposition that renders them."""
+"""What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
-from typing import Annotated, NamedTuple
+import logging
+from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import Depends, Request
 
+from sidecar.errors import SidecarError
+from sidecar.publish.baselines import Baselines
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics import Exposition
+from sidecar.publish.watch import Watch
+
+_log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What replays known-safe tasks: `canary.CanaryRunner`, or a fake."""
+
+    def start(self) -> None:
+        """Begin to replay."""
+
+    def stop(self) -> None:
+        """End, in the middle of a round too."""
+
+    def outcomes(self) -> dict[str, int]:
+        """Rounds so far by what became of them."""
 
 
 class State(NamedTuple):
-    """The living parts of one sidecar; both apps share them."""
+    """The living parts of one sidecar; both apps share them.
+
+    runner: replays known-safe tasks; None when it was not asked for.
+    """
 
     intake: Intake
     exposition: Exposition
+    watch: Watch
+    baselines: Baselines
+    runner: Runner | None = None
+
+    def start(self) -> None:
+        """Begin to judge, then to read, then to ask."""
+        self.watch.start()
+        self.intake.start()
+        if self.runner is not None:
+            self.runner.start()
+
+    def stop(self) -> None:
+        """Ask and read no more, judge what was read, and keep it."""
+        if self.runner is not None:
+            self.runner.stop()
+        self.intake.stop()
+        self.watch.stop()
+
+    def canary_rounds(self) -> dict[str, int]:
+        """Rounds of known-safe tasks by what became of them."""
+        return self.runner.outcomes() if self.runner else {}
+
+    def reload(self) -> None:
+        """Read the baseline file again; what is wrong with it is logged, and changes nothing."""
+        try:
+            panel = self.baselines.read()
+            self.watch.ask(lambda judges, now_ns: judges.use(panel, now_ns))
+        except SidecarError as error:
+            _log.error("the baseline was not read again: %s", error)
 
 
 async def _state(request: Request) -> State:

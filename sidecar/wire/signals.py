@@ -734,6 +734,148 @@ _HEALTH_METRICS = (
     ),
 )
 
+_CHANNEL = ("channel",)
+_DRIFT_METRICS = (
+    _metric(
+        "drift_state",
+        Kind.GAUGE,
+        (*_CHANNEL, "state"),
+        "1 for the state in which a configured drift channel is, 0 for the others: collecting, "
+        "armed, ticket or page. The last two stay until somebody acknowledges them.",
+        normal='state="armed" is 1 for every channel.',
+        change="page: look now; ticket: look in working hours; collecting: /v1/drift says why.",
+    ),
+    _metric(
+        "drift_level_ratio",
+        Kind.GAUGE,
+        _CHANNEL,
+        "The largest statistic of a drift channel, as a share of its limit.",
+        unit="ratio",
+        normal="Below 0.5 most of the time.",
+        change="1: the channel alarms; which stream it is stands in drift_stream_level_ratio.",
+    ),
+    _metric(
+        "drift_stream_level_ratio",
+        Kind.GAUGE,
+        (*_CHANNEL, "stream", "layer", "side"),
+        "Statistics of the streams of a drift channel that are nearest to their limit, as shares "
+        "of it: 20 per channel at most.",
+        unit="ratio",
+        normal="Below 0.5 most of the time; which streams these are changes.",
+        change="Says where a change is: which layer, which signal, above or below the baseline.",
+    ),
+    _metric(
+        "drift_since_timestamp_seconds",
+        Kind.GAUGE,
+        _CHANNEL,
+        "Unix time from which a drift channel believes that something changed; absent without.",
+        unit="seconds",
+        normal="Absent.",
+        change="Compare with deployments and with changes of the traffic at that time.",
+    ),
+    _metric(
+        "drift_pages",
+        Kind.COUNTER,
+        _CHANNEL,
+        "Pages that a drift channel raised since this sidecar started.",
+        unit="pages",
+        normal="0; by design one false page in 3 months of traffic, and in 12 of canaries.",
+        change="A page: see /v1/drift.",
+    ),
+    _metric(
+        "drift_errors",
+        Kind.COUNTER,
+        _CHANNEL,
+        "Exceptions of a drift channel that were swallowed; the other channels go on.",
+        unit="errors",
+        normal="0.",
+        change="A bug of ours: the channel may judge wrongly or not at all.",
+    ),
+    _metric(
+        "drift_windows",
+        Kind.COUNTER,
+        ("outcome",),
+        "Windows of traffic: scored by the traffic channel, closed but not scored since there is "
+        "no baseline for them, or insufficient, having too few requests.",
+        unit="windows",
+        normal="All scored, one every SIDECAR_WINDOW_SECONDS.",
+        change="insufficient: little traffic, or few requests are measured; nothing is judged.",
+    ),
+    _metric(
+        "drift_requests",
+        Kind.COUNTER,
+        ("outcome",),
+        "Finished requests that reached the drift channels: used in a window, canary, late or "
+        "early (outside of the open windows), foreign (one layout too many), left_out (no room).",
+        unit="requests",
+        normal="used and canary only.",
+        change="late or early: clocks differ; left_out: a channel is too slow or stuck.",
+    ),
+    _metric(
+        "drift_judged_timestamp_seconds",
+        Kind.GAUGE,
+        (),
+        "Unix time at which the thread that judges drift last finished a turn.",
+        unit="seconds",
+        normal="Now, but for a second.",
+        change="An old value: a channel is stuck, and every drift metric is as old.",
+    ),
+    _metric(
+        "drift",
+        Kind.INFO,
+        ("preset", "window_seconds"),
+        "How drift is judged. The rates of false pages hold for the production preset alone.",
+        normal='preset="production".',
+        change='preset="demo": short windows for a demonstration; page nobody on them.',
+    ),
+    _metric(
+        "baseline_age_seconds",
+        Kind.GAUGE,
+        (),
+        "Time since the end of what the baseline was made of; absent without a baseline.",
+        unit="seconds",
+        normal="Weeks.",
+        change="Grows until a new baseline is reviewed and loaded; it never adapts by itself.",
+    ),
+    _metric(
+        "baseline",
+        Kind.INFO,
+        ("digest", "weights_digest", "layout_digest", "release"),
+        "The baseline in force: digest of its file, of the weights and the layout it is of, and "
+        "the release that wrote it.",
+        normal="One series.",
+        change="A new baseline was loaded.",
+    ),
+    _metric(
+        "weights",
+        Kind.INFO,
+        (*_SOURCE, "digest", "tokenizer_digest", "state"),
+        "SHA-256 over the files that an engine loaded its model from; state is hashing, complete "
+        "or absent.",
+        normal="One digest for all engines of a deployment.",
+        change="Other weights are served: a deployment, or tampering.",
+    ),
+    _metric(
+        "canary_rounds",
+        Kind.COUNTER,
+        ("outcome",),
+        "Rounds of known-safe tasks that were sent to the served model, by what became of them.",
+        unit="rounds",
+        normal="Grows by one every SIDECAR_CANARY_SECONDS.",
+        change="Anything but complete: /v1/drift says why.",
+    ),
+    _metric(
+        "canary_layer_deviation_ratio",
+        Kind.GAUGE,
+        ("layer",),
+        "Distance of the last round of known-safe tasks from its reference, in units of the noise "
+        "of benign rounds: the median over prompts.",
+        unit="ratio",
+        normal="About 1.",
+        change="Growth from one layer on: the executed model changed there.",
+    ),
+)
+
 METRICS: Final = (
     *_LAYER_METRICS,
     *_ATTENTION_METRICS,
@@ -743,6 +885,7 @@ METRICS: Final = (
     *_COVERAGE_METRICS,
     *_SERVING_METRICS,
     *_HEALTH_METRICS,
+    *_DRIFT_METRICS,
 )
 
 _REPLICA = ("replica",)

@@ -11,13 +11,14 @@ from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from sidecar.fold.reducer import Reducer, Snapshot
-from sidecar.publish.collectors import COLLECTORS, family, reason_class
+from sidecar.publish.collectors import family, reason_class
 from sidecar.publish.metrics import Build, Exposition, Scrape
 from sidecar.publish.selection import Selection
 from sidecar.wire.frame import Source
 from sidecar.wire.signals import BY_ID, METRICS, PREFIX, Kind
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, SECOND, FakeSource, Ticking
+from tests.publish import drifting
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 # What Prometheus 3.5 sends.
@@ -32,7 +33,8 @@ Samples = dict[tuple[str, ...], float]
 
 def exposition(series_cap: int = 10_000, **others: object) -> Exposition:
     build = Build("1.2.3", "1", "3.11.0")
-    return Exposition(series_cap, Selection.everything(), build=build, clock=Ticking(), **others)  # type: ignore[arg-type]
+    given = {"collectors": drifting.collectors(), **others}
+    return Exposition(series_cap, Selection.everything(), build=build, clock=Ticking(), **given)  # type: ignore[arg-type]
 
 
 def parsed(text: str, accept: str = "") -> list[Metric]:
@@ -260,7 +262,7 @@ def failing(_: Snapshot) -> Iterator[Metric]:
 
 def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFixture) -> None:
     """It is scored 0, leaves no half of itself, is logged once; all others are served."""
-    rendering = exposition(collectors={**COLLECTORS, "serving": failing})
+    rendering = exposition(collectors={**drifting.collectors(), "serving": failing})
     for _ in range(2):
         body = rendering.render(SNAPSHOT, Scrape(OPENMETRICS))
     text = body.decode()
@@ -279,6 +281,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
         "serving": 0,
         "taps": 1,
         "frames": 1,
+        "drift": 1,
         "exporter": 1,
     }
     assert "e2e_request_latency" not in text

@@ -7,6 +7,7 @@ from sidecar.publish.metrics import Exposition
 from sidecar.publish.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND
+from tests.publish import drifting
 
 
 def test_promtool_has_no_complaint() -> None:
@@ -16,7 +17,8 @@ def test_promtool_has_no_complaint() -> None:
         "promtool is not on PATH; `make tools` installs it (Debian: apt install prometheus)"
     )
     snapshot = fakes.everything().get(NOW + 10 * SECOND)
-    body = Exposition(10_000, Selection.everything()).render(snapshot)
+    exposition = Exposition(10_000, Selection.everything(), collectors=drifting.collectors())
+    body = exposition.render(snapshot)
     done = subprocess.run(
         [promtool, "check", "metrics"], input=body, capture_output=True, timeout=30, check=False
     )

@@ -17,8 +17,17 @@ from sidecar.publish.state import State
 from sidecar.wire.frame import Requests, pack
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, FakeClock, FakeInbox, FakeSource
+from tests.publish import drifting
 
-V1 = ("/v1/status", "/v1/layers", "/v1/signals", "/v1/requests", "/v1/signatures")
+V1 = (
+    "/v1/status",
+    "/v1/layers",
+    "/v1/signals",
+    "/v1/requests",
+    "/v1/signatures",
+    "/v1/drift",
+    "/v1/windows",
+)
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
 
@@ -28,9 +37,10 @@ class Sidecar:
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.engine, self.frontend = FakeSource(), FakeSource(FRONTEND)
-        self.intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock)
+        self.watch = drifting.watch(drifting.FakeChannel(), clock=self.clock)
+        self.intake = Intake(FakeInbox(), Reducer(LIMITS), None, self.clock, self.watch.hear)
         self.exposition = Exposition(10_000)
-        state = State(self.intake, self.exposition)
+        state = State(self.intake, self.exposition, self.watch, drifting.no_baselines())
         self.metrics = self._client(create_metrics_app(state))
         self.api = self._client(create_api_app(state))
 
@@ -266,6 +276,13 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
         "/v1/signatures",
         "/v1/requests",
         "/v1/requests/{request_id}",
+        "/v1/drift",
+        "/v1/drift/{channel}/acknowledge",
+        "/v1/deployments",
+        "/v1/windows",
+        "/v1/baselines",
+        "/v1/baseline/reload",
+        "/v1/drift/canary/discard",
         "/healthz",
         "/readyz",
     }

@@ -111,6 +111,15 @@ class CanaryChannel:
         """Every stream that the latest round of each armed source measured."""
         return [each for judge in self._current.values() for each in judge.deviations()]
 
+    def layers(self) -> dict[int, float]:
+        """Z of each layer in the latest round: the largest of its signals and of the sources."""
+        largest: dict[int, float] = {}
+        for each in self.deviations():
+            if each.stream.layer is not None:
+                layer = each.stream.layer
+                largest[layer] = max(each.score, largest.get(layer, 0.0))
+        return largest
+
     def acknowledge(self, now_ns: int) -> None:
         """Somebody has seen it: statistics start again at 0, the references stay."""
         if self._latch.raised is None:

@@ -18,7 +18,8 @@ from sidecar.fold.drift.calibrate import (
 )
 from sidecar.fold.drift.cusum import Cusum
 from sidecar.fold.drift.policy import Policy
-from sidecar.fold.drift.traffic import SCALE, TrafficChannel
+from sidecar.fold.drift.ranks import largest
+from sidecar.fold.drift.traffic import SCALE, TrafficChannel, eta_of
 from tests.fold.drift.references import START, P, baseline
 
 
@@ -81,6 +82,16 @@ def test_calm_traffic_keeps_the_limits_of_the_formula() -> None:
     assert 1 <= found.eta < 1.6
     channel = TrafficChannel(reference.calibrated(found))
     assert channel.eta == found.eta
+
+
+def test_slow_traffic_is_replayed_deflated() -> None:
+    """The scores of the second half are divided by what the first half says of its memory."""
+    slow = np.repeat(np.random.default_rng(81).normal(size=(2016 // 36, P)), 36, axis=0)
+    eta = eta_of(slow[:1008])
+    days = replay_of(baseline(reservoir=slow)).days
+
+    assert eta > 3
+    assert 0 < np.nanmax(np.abs(days)) <= largest(1008) / eta + 1e-12
 
 
 def test_traffic_that_moved_within_the_baseline_raises_the_limits() -> None:

@@ -123,7 +123,7 @@ def test_river_sees_the_same_run() -> None:
     drift = pytest.importorskip("river.drift")
     rng = np.random.default_rng(9)
     # A long stretch first, so that river's running mean is the 0 that ours knows.
-    calm = rng.normal(size=20_000)
+    calm = rng.normal(size=4_000)
     calm -= calm.mean()
     theirs = drift.PageHinkley(min_instances=1, delta=0.5, threshold=1e9, alpha=1.0, mode="up")
     for value in calm:
@@ -134,11 +134,9 @@ def test_river_sees_the_same_run() -> None:
     ours = Cusum(charts, 1)
     for k, value in enumerate([*calm, *shifted]):
         ours.update(np.array([value]), k)
-        if k == len(calm) - 1:
-            ours.zero()
     for value in shifted:
         theirs.update(float(value))
 
     assert ours.levels[0, 0] > 30
     increase = theirs._sum_increase - theirs._min_increase
-    assert ours.levels[0, 0] == pytest.approx(increase, rel=0.1)
+    assert ours.levels[0, 0] == pytest.approx(increase, rel=0.05)

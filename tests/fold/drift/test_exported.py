@@ -50,6 +50,7 @@ def test_another_kind_or_version_is_refused(plain: object) -> None:
         {"of": "f", "shape": [3], "bytes": b""},
         {"of": "f", "shape": [2], "bytes": b"\0" * 15},
         {"of": "i", "shape": [2], "bytes": b"\0" * 16},
+        {"of": "f", "shape": [1, 2], "bytes": b"\0" * 16},
         {"of": "f", "shape": [2], "bytes": "text"},
     ],
 )

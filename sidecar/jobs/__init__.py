@@ -1,0 +1,1 @@
+"""Long work over recordings: make, fit, calibrate, replay them; here, or on a Ray cluster."""
