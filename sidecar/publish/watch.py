@@ -146,9 +146,12 @@ class Watch:
             self._guarded(lambda: self._judges.take(item))
             return
         try:
-            item.answer.set_result(item.ask(self._judges, self._clock_ns()))
+            answer = item.ask(self._judges, self._clock_ns())
         except Exception as error:  # the asker learns of it; the thread goes on
             item.answer.set_exception(error)
+        else:
+            self._guarded(self._publish)  # whoever looks after the answer sees what it did
+            item.answer.set_result(answer)
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:

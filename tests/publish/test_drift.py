@@ -1,8 +1,10 @@
 """The answers and routes about drift: every channel is told, and nobody changes one by accident."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -43,9 +45,8 @@ class Sidecar:
             body = finished(self.clock(), 3, layout)
             self.watch.hear(self.source.frame(body, self.clock()), self.clock())
             self.clock.advance(60)
-            # An answer of the thread comes after what was heard before; its turn then ends.
+            # An answer of the thread comes after what was heard before.
             self.watch.ask(lambda judges, now_ns: judges.advance(now_ns))
-        self.watch.ask(lambda judges, now_ns: None)
 
 
 @pytest.fixture
@@ -290,3 +291,37 @@ def test_the_worst_configured_state_stands_at_the_top() -> None:
 
     assert drift_answer(view, {}).state == "page"
     assert drift_answer(watch().get(), {}).state == "collecting"
+
+
+def test_the_page_about_drift_names_what_there_is(sidecar: Sidecar) -> None:
+    """Every channel and every route of docs/drift.md, and no other."""
+    page = (Path(__file__).parents[2] / "docs" / "drift.md").read_text()
+    channels = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    routes = re.findall(r"^\| `(GET|POST) (/[^`?]+)", page, re.MULTILINE)
+    described = sidecar.api.get("/openapi.json").json()["paths"]
+    expected = {
+        (method.upper(), path)
+        for path, methods in described.items()
+        for method, route in methods.items()
+        if "drift" in route["tags"]
+    }
+
+    assert channels == list(CHANNELS)
+    assert set(routes) == expected
+
+
+def test_a_reader_that_was_away_too_long_is_told() -> None:
+    """Windows beyond those held cannot be had any more."""
+    view = WINDOWS._replace(forgotten=WINDOWS.windows[0].cursor - 1)
+
+    assert windows_answer(view, 0).has_gap
+    assert not windows_answer(view, WINDOWS.windows[0].cursor).has_gap
+
+
+def test_a_page_does_not_change_readiness(sidecar: Sidecar) -> None:
+    """It says whether the telemetry is to be trusted, not whether the model is."""
+    before = sidecar.api.get("/readyz").json()
+    sidecar.minutes(8)
+
+    assert told(sidecar, "traffic")["state"] == "page"
+    assert sidecar.api.get("/readyz").json() == before

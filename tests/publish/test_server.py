@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sidecar.store.baseline_file import write_baseline
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body, Source
 from sidecar.wire.synthetic import SyntheticEngine
+from tests.publish import drifting
 
 READY = re.compile(r"sidecar ready: metrics (\S+)/metrics api (\S+)/v1/status socket (\S+)\n")
 
@@ -58,6 +60,19 @@ class Served:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+    def post(self, path: str, body: dict[str, Any]) -> int:
+        request = urllib.request.Request(
+            f"{self.api_url}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=5) as reply:
+            return int(reply.status)
+
+    def drift(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.get(f"{self.api_url}/v1/drift")[1])
+        return read
 
     def status(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.get(f"{self.api_url}/v1/status")[1])
@@ -252,3 +267,56 @@ def test_a_key_is_demanded_of_every_frame(
 
     assert [source["source"] for source in told["sources"]] == ["engine-dp0-pp0-tp0"]
     assert "SIDECAR_KEY_FILE" in str(told["reasons"])
+
+
+def test_what_drift_learnt_survives_a_restart(
+    serve: Callable[..., Served], path: Path, tmp_path: Path
+) -> None:
+    """What was announced, and the requests of a window that was open, under a signal to end."""
+    options = ("--state-dir", str(tmp_path / "state"), "--record", "1")
+    first, engine = serve(*options), SyntheticEngine()
+    tap = Sender(path, Source("engine"))
+    eventually(lambda: tap.send(engine.status()), 60)
+    assert first.post("/v1/deployments", {"note": "release 7"}) == 201
+    assert first.drift()["keeping"] == ""
+    assert first.stop() == 0
+    tap.close()
+    again = serve(*options)
+    told = again.drift()
+
+    assert [each["note"] for each in told["deployments"]] == ["release 7"]
+    assert told["keeping"] == ""
+    assert told["recording"] == {"num_recorded": 0, "num_lost": 0, "num_removed": 0, "reason": ""}
+
+
+def test_a_hang_up_reads_the_baseline_again(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """SIGHUP ends nothing; a torn file is logged and leaves the one before in force."""
+    file = tmp_path / "a.baseline"
+    write_baseline(file, drifting.baseline())
+    served = serve("--baseline-file", str(file))
+    url = f"{served.api_url}/v1/baselines"
+
+    def digest() -> str:
+        return str(json.loads(served.get(url)[1])["baseline"]["digest"])
+
+    assert digest() == drifting.baseline().digest
+    write_baseline(file, drifting.baseline(14))
+    served.process.send_signal(signal.SIGHUP)
+    eventually(lambda: digest() == drifting.baseline(14).digest, 60)
+    file.write_bytes(b"torn")
+    served.process.send_signal(signal.SIGHUP)
+    assert served.process.stderr is not None
+    line = served.process.stderr.readline()
+
+    assert "the baseline was not read again: SIDECAR_BASELINE_FILE" in line
+    assert digest() == drifting.baseline(14).digest
+    assert served.stop() == 0
+
+
+def test_a_baseline_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, path: Path) -> None:
+    """One line, status 2, and the socket is not touched."""
+    ports = ("--metrics-host", "127.0.0.1", "--metrics-port", "0", "--api-port", "0")
+    message = refused("--socket", str(path), *ports, "--baseline-file", str(tmp_path / "none"))
+
+    assert "SIDECAR_BASELINE_FILE: there is no baseline at" in message
+    assert not path.exists()

@@ -592,6 +592,15 @@ def test_a_signature_tells_the_route_and_the_proven_canary(
     assert (last.is_final, last.route, last.canary) == (True, "chat", f"greeting@{round_ms}")
 
 
+def test_a_signature_tells_how_many_rows_it_leaves_out(quiet) -> None:
+    """Those that came from the prefix cache, of a prompt that was served before."""
+    quiet.prompt["a"], quiet.position["a"] = 10, 4
+    quiet.step(("a", 6), ("b", 6))
+    quiet.tap.finish(["a", "b"])
+    told = {each.id: each.num_unobserved for each in signatures(quiet.flush())}
+    assert told == {"a": 4, "b": 0}
+
+
 def test_a_canary_is_measured_like_any_other_request(socket_path, guard, canary_key) -> None:
     """The same numbers, a record, and a place in the totals; without a key file it is none."""
     told = []

@@ -62,7 +62,7 @@ def unpacked(plain: Mapping[str, Any], kind: str, shape: Sequence[int | None]) -
             raise StateError(f"an array {plain['type']} {lengths}; {kind} {list(shape)} is needed")
         raw = _inflated(plain["data"], math.prod(lengths) * np.dtype(kind).itemsize)
         by_byte = np.frombuffer(raw, np.uint8).reshape(np.dtype(kind).itemsize, -1)
-        flat = np.ascontiguousarray(by_byte.T).reshape(-1).view(kind)
+        flat = by_byte.T.copy().reshape(-1).view(kind)
         return flat.reshape(lengths).astype(np.dtype(kind).newbyteorder("="), copy=False)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
         raise StateError(f"no packed array: {error!r}") from error

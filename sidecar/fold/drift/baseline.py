@@ -139,10 +139,13 @@ class Baseline:
         Strata that the plan does not keep apart count as `OTHER`.
         """
         score = Score((self.schema.num_streams,))
-        for place, moments in sorted(self._by_place(window).items()):
-            score.update(
-                np.nan_to_num(moments.mean), moments.n.astype(np.float64), self.references[place]
-            )
+        found = sorted(self._by_place(window).items())
+        if found:
+            places = [place for place, _ in found]
+            n = np.stack([moments.n for _, moments in found]).astype(np.float64)
+            total = np.stack([moments.total for _, moments in found])
+            references = self._stacked.at(places)
+            score.update_all(total / np.maximum(n, 1), n, references)
         return score.get()
 
     def changed_constants(self, window: Window) -> NDArray[np.bool_]:
@@ -173,8 +176,18 @@ class Baseline:
         found: dict[int, Moments] = {}
         for name, moments in window.strata.items():
             place = self.plan.place(name)
-            found.setdefault(place, Moments(self.schema.num_streams)).merge(moments)
+            if place in found:  # not in place: the window's own moments stay as they are
+                together = found[place].get()
+                together.merge(moments)
+                found[place] = together
+            else:
+                found[place] = moments
         return found
+
+    @cached_property
+    def _stacked(self) -> Reference:
+        """`references` as arrays [G, p]."""
+        return Reference.stacked(self.references)
 
     def to_plain(self, pack: Pack = packed) -> dict[str, Any]:
         """As a msgpack-able map."""

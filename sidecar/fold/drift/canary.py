@@ -194,13 +194,13 @@ class CanaryChannel:
         ):
             # Learnt before the source had said what it is.
             self._judges.pop(self._key_of(held), None)
-            held.identity = identity
+            held.identify(identity)
             self._judges[self._key_of(held)] = held
         key = canary_state.key_of(each.source, identity, each.streams.layout)
         if key not in self._judges:
             self._make_room()
             judge = Judge(each.source, each.streams, self._pace, len(self._prompts))
-            judge.identity = identity
+            judge.identify(identity)
             self._judges[key] = judge
             self._share_out()
         return self._judges[key]

@@ -24,7 +24,7 @@ from sidecar.fold.drift.canary_reference import (
     disagreement,
 )
 from sidecar.fold.drift.canary_rounds import Round
-from sidecar.fold.drift.canary_streams import CanaryStream, CanaryStreams
+from sidecar.fold.drift.canary_streams import CanaryStream, CanaryStreams, Floors
 from sidecar.fold.drift.evidence import Bets, Evidence
 from sidecar.fold.drift.ranks import Ranks
 from sidecar.wire.frame import Identity
@@ -93,6 +93,13 @@ class Judge:
         self.num_short = 0
         self.num_rejected = 0
         self.note = ""  # why learning takes longer
+
+    def identify(self, identity: Identity | None) -> None:
+        """What the source executes, where that is known; its precision decides the floors."""
+        self.identity = identity
+        dtype = identity.dtype if identity else ""
+        if self.reference is None:  # learnt floors stay
+            self.streams = self.streams._replace(least=Floors.of(dtype))
 
     @property
     def num_learnt(self) -> int:

@@ -75,7 +75,7 @@ def restore_judge(plain: Plain, pace: Pace, num_prompts: int) -> tuple[str, Judg
     num, width = len(streams.streams), len(streams.places)
     judge = Judge(str(plain["source"]), streams, pace, num_prompts)
     if plain["identity"] is not None:
-        judge.identity = msgspec.convert(plain["identity"], Identity)
+        judge.identify(msgspec.convert(plain["identity"], Identity))
     judge.adapters = frozenset(str(each) for each in plain["adapters"])
     judge.note = str(plain["note"])
     judge.num_tokens = exported.integers(plain, "num_tokens", (num_prompts,))

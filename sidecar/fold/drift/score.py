@@ -9,6 +9,7 @@ tau2 is the variance between windows beyond sampling; without it every large win
 Pure functions of arrays whose last axis is the streams.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -47,6 +48,23 @@ class Reference(NamedTuple):
         sigma2 = np.where(degenerate, floor, variance)
         return cls(mu, sigma2, np.zeros_like(mu) if tau2 is None else tau2, degenerate)
 
+    @classmethod
+    def stacked(cls, references: Sequence[Self]) -> Self:
+        """Arrays [g, p] of `references` [g]."""
+        return cls(
+            np.stack([each.mu for each in references]),
+            np.stack([each.sigma2 for each in references]),
+            np.stack([each.tau2 for each in references]),
+            np.stack([each.degenerate for each in references]),
+        )
+
+    def at(self, places: Sequence[int]) -> Self:
+        """Of stacked references, those at `places`."""
+        chosen = list(places)
+        return type(self)(
+            self.mu[chosen], self.sigma2[chosen], self.tau2[chosen], self.degenerate[chosen]
+        )
+
 
 def between_variance(mean: Floats, n: Floats, sigma2: Floats) -> Floats:
     """tau2 [p] of window means [K, p] over `n` values each; 0 where fewer than two windows count.
@@ -71,11 +89,15 @@ class Score:
 
     def update(self, mean: Floats, n: Floats, reference: Reference) -> None:
         """Add one stratum: means [..., p] over `n` values each."""
-        v = reference.sigma2 / np.maximum(n, 1) + reference.tau2
-        used = (n >= MIN_REQUESTS) & (v > 0)  # v is NaN where there is no reference
-        weight = np.divide(1.0, v, out=np.zeros_like(v), where=used)
+        weight, weighted = _weighted(mean, n, reference)
         self._weights += weight
-        self._weighted += np.where(used, mean - reference.mu, 0.0) * weight
+        self._weighted += weighted
+
+    def update_all(self, mean: Floats, n: Floats, references: Reference) -> None:
+        """Add strata at once: means [g, p] over `n` values each, and references [g, p]."""
+        weight, weighted = _weighted(mean, n, references)
+        self._weights += weight.sum(0)
+        self._weighted += weighted.sum(0)
 
     def get(self) -> Floats:
         """D; NaN where no stratum said anything."""
@@ -83,3 +105,11 @@ class Score:
         root = np.sqrt(self._weights)
         scores: Floats = np.divide(self._weighted, root, out=nothing, where=self._weights > 0)
         return scores
+
+
+def _weighted(mean: Floats, n: Floats, reference: Reference) -> tuple[Floats, Floats]:
+    """(1 / v, r / v), both 0 where a stratum says nothing."""
+    v = reference.sigma2 / np.maximum(n, 1) + reference.tau2
+    used = (n >= MIN_REQUESTS) & (v > 0)  # v is NaN where there is no reference
+    weight = np.divide(1.0, v, out=np.zeros_like(v), where=used)
+    return weight, np.where(used, mean - reference.mu, 0.0) * weight

@@ -25,7 +25,7 @@ from sidecar.fold.drift.strata import OTHER, stratum_of
 
 LENGTH_NS: Final = 300 * 10**9
 LONGEST_NS: Final = 3600 * 10**9
-LATE_NS: Final = 60 * 10**9  # longer than a frame may be under way, which is 30 s by default
+LATE_NS: Final = 60 * 10**9  # longer than a frame may be under way: 10 s by default
 MIN_REQUESTS: Final = 30
 MAX_STRATA: Final = 256  # of one cell without a plan; what comes beyond counts as OTHER
 

@@ -144,6 +144,20 @@ def test_a_bit_stable_engine_pages_beyond_the_floor_only() -> None:
     assert judge.get(engine.now_ns).state is ChannelState.PAGE
 
 
+def test_the_floor_is_that_of_the_precision() -> None:
+    """What is far below the rounding of bfloat16 is a change where float32 is computed with."""
+    single = Identity("tiny", kernels="H100", attention_backend="FLASH", dtype="float32")
+    states = []
+    for identity in (BF16, single):
+        engine, judge = Engine(noise=0.0), channel(QUICK)
+        judge.identify(ENGINE, identity)
+        feed(judge, engine, 12)
+        engine.shift = {"log_rms": 1e-5}
+        states.append(feed(judge, engine, 2).get(engine.now_ns).state)
+
+    assert states == [ChannelState.ARMED, ChannelState.PAGE]
+
+
 def test_a_page_stays_until_it_is_acknowledged() -> None:
     """And comes back when the change is still there, while the reference is what it was."""
     engine, judge = Engine(), channel()
