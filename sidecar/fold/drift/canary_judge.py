@@ -5,7 +5,9 @@ from `num_rounds` on the averaged e-SR statistic is armed too, and nothing is le
 
     hard rule   Z > HARD x max(largest benign Z, 1) in two consecutive rounds, any stream
     e-SR        `evidence`, on rank scores of max(Z, 1) among K benign rounds, high side,
-                lambda in {1, 2}, eps = 2 / sqrt(K); below one floor all Z are equal
+                lambda in {1, 2}, eps = 2 / sqrt(K), divided by the long-run eta of those K;
+                below one floor all Z are equal, and it pages only while a stream has been beyond
+                everything benign in two consecutive rounds
 
 Guarantees: the reference and its limits never follow what is judged; a round beyond the hard limit
 is never learnt from; the first rounds are learnt only when they agree with one another, so a change
@@ -25,12 +27,15 @@ from sidecar.fold.drift.canary_reference import (
 )
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStream, CanaryStreams, Floors
+from sidecar.fold.drift.deflation import long_run_eta
 from sidecar.fold.drift.evidence import Bets, Evidence
 from sidecar.fold.drift.ranks import Ranks
 from sidecar.wire.frame import Identity
 
 HARD: Final = 3.0
 LAMBDAS: Final = (1.0, 2.0)
+MIN_ETA: Final = 1.2  # what 200 independent rounds are estimated at; below it, they are that
+WAITING: Final = 0.99  # most of the share of evidence that the latest rounds do not bear out
 MIN_SHARE: Final = 0.75  # of the prompts: a round with fewer is not judged, nor learnt from
 KERNELS: Final = ("kernels", "attention_backend", "dtype")
 
@@ -40,7 +45,7 @@ Floats = NDArray[np.float64]
 class Pace(NamedTuple):
     """How much is learnt, and how rare a false page is.
 
-    min_rounds: benign rounds that arm the hard rule. num_rounds: that arm everything.
+    min_rounds: benign rounds that arm the hard rule, at least 4. num_rounds: that arm everything.
     mean_rounds: A, rounds between false pages of the e-SR by design.
     """
 
@@ -85,6 +90,7 @@ class Judge:
         self.benign = np.zeros((0, num))  # Z of the benign rounds
         self.limit = np.full(num, np.inf)
         self.ranks: Ranks | None = None  # among the benign, once all is learnt
+        self.eta = 1.0  # long-run deflation: rounds resemble their neighbours where load changes
         self.score = np.full(num, np.nan)
         self.before = np.full(num, np.nan)  # the score before that
         self.evidence = Evidence((1, len(LAMBDAS), num), pace.mean_rounds)
@@ -128,8 +134,8 @@ class Judge:
         self.before = np.where(np.isfinite(self.score), self.score, self.before)
         self.score = self.reference.score(self.streams, each.values)
         if self.ranks is not None:
-            scores = self.ranks.score(np.fmax(self.score, 1.0) + 0 * self.score)
-            self.evidence.update(_bets(self.ranks).log_evidence(scores), each.start_ns)
+            scores = self.ranks.score(np.fmax(self.score, 1.0) + 0 * self.score) / self.eta
+            self.evidence.update(self._bets().log_evidence(scores), each.start_ns)
         self._mark(each.start_ns)
         if not self.is_complete:
             self._learn_more()
@@ -138,14 +144,20 @@ class Judge:
         """[S] of the nearer limit; 1 and more pages."""
         # NaN: a score without one before it is no pair of consecutive rounds.
         hard = np.nan_to_num(np.minimum(self.score, self.before) / self.limit)
-        share: Floats = np.maximum(hard, self.evidence.shares()[0])
+        evidence = self.evidence.shares()[0]
+        share: Floats = np.maximum(
+            hard, np.where(self._is_beyond(), evidence, np.minimum(evidence, WAITING))
+        )
         return share
 
     def level(self) -> float:
         """The largest share of a limit; that of the e-SR is of all streams together."""
         if not self.is_armed:
             return 0.0
-        return max(float(self.share().max(initial=0.0)), self.evidence.level)
+        together = self.evidence.level
+        if not self._is_beyond().any():
+            together = min(together, WAITING)
+        return max(float(self.share().max(initial=0.0)), together)
 
     def deviations(self) -> list[Deviation]:
         """Streams that the latest round measured; none before the hard rule is armed."""
@@ -161,10 +173,9 @@ class Judge:
 
     def onset(self) -> int | None:
         """The first layer that has left what is benign in both of the last two rounds."""
-        above = np.minimum(self.score, self.before) > self._benign_most()  # NaN is not
         layers = [
             stream.layer
-            for stream, is_above in zip(self.streams.streams, above, strict=True)
+            for stream, is_above in zip(self.streams.streams, self._is_beyond(), strict=True)
             if is_above and stream.layer is not None
         ]
         return min(layers, default=None)
@@ -227,13 +238,21 @@ class Judge:
     def set_ranks(self) -> None:
         """Take ranks among the benign rounds, once there are enough of them."""
         if self.is_complete:
-            self.ranks = Ranks(np.fmax(self.benign, 1.0) + 0 * self.benign)
+            floored = np.fmax(self.benign, 1.0) + 0 * self.benign
+            self.ranks = Ranks(floored)
+            eta = long_run_eta(self.ranks.score(floored))
+            self.eta = eta if eta >= MIN_ETA else 1.0
+
+    def _is_beyond(self) -> NDArray[np.bool_]:
+        """[S] beyond everything benign in both of the last two rounds; NaN is not."""
+        beyond: NDArray[np.bool_] = np.minimum(self.score, self.before) > self._benign_most()
+        return beyond
+
+    def _bets(self) -> Bets:
+        return Bets.of_ranks(
+            len(self.benign), eta=self.eta, lambdas=LAMBDAS, margin=0.0, sides=(1.0,)
+        )
 
     def _mark(self, start_ns: int) -> None:
         fresh = np.where(self.since_ns == 0, start_ns, self.since_ns)
         self.since_ns = np.where(self.score > self._benign_most(), fresh, 0)
-
-
-def _bets(ranks: Ranks) -> Bets:
-    num = int(ranks.num_windows.max(initial=1))
-    return Bets.of_ranks(num, lambdas=LAMBDAS, margin=0.0, sides=(1.0,))

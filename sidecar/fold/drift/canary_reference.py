@@ -56,14 +56,14 @@ def benign_scores(streams: CanaryStreams, rounds: Floats) -> Floats:
 
 
 def disagreement(streams: CanaryStreams, rounds: Floats) -> tuple[float, int]:
-    """How far `rounds` [n, P, m], n >= 4, fall into two parts: (distance, first of the later part).
+    """How far `rounds` [n, P, m] fall into two parts: (distance, first of the later part).
 
     The largest over streams and over ways to cut the rounds in two, of the median over prompts, of
     the distance of the two means in standard errors. About 1 for repeats, and at least
-    `DISAGREEMENT` when the model changed in between by more than 2.4 of its floors.
+    `DISAGREEMENT` when the model changed in between by more than 2.4 of its floors; 0 for n < 4.
     """
     found = [(_distance(streams, rounds, cut), cut) for cut in range(2, len(rounds) - 1)]
-    return max(found, key=lambda pair: pair[0])
+    return max(found, key=lambda pair: pair[0], default=(0.0, 0))
 
 
 def _distance(streams: CanaryStreams, rounds: Floats, cut: int) -> float:

@@ -54,15 +54,15 @@ class Floors(NamedTuple):
 class CanaryStreams(NamedTuple):
     """The streams of one layout, layer by layer.
 
-    streams: S of them. places: int64 [m], the entries of a signature that are read.
-    members: float64 [m, S], 1 where an entry belongs to a stream.
+    streams: S of them. places: int64 [m], the entries of a signature that are read, stream by
+    stream. starts: int64 [S], where the entries of each stream begin.
     is_sketch: bool [S]. least: what counts where repeats show no noise.
     """
 
     layout: Layout
     streams: tuple[CanaryStream, ...]
     places: NDArray[np.int64]
-    members: Floats
+    starts: NDArray[np.int64]
     is_sketch: NDArray[np.bool_]
     least: Floors
 
@@ -76,12 +76,11 @@ class CanaryStreams(NamedTuple):
                 found.setdefault(stream, []).append(place)
         streams = tuple(sorted(found, key=_order))
         places = [place for stream in streams for place in found[stream]]
-        owners = [i for i, stream in enumerate(streams) for _ in found[stream]]
-        members = np.zeros((len(places), len(streams)))
-        members[np.arange(len(places)), owners] = 1.0
+        sizes = [len(found[stream]) for stream in streams]
+        starts = np.cumsum([0, *sizes])[:-1]
         is_sketch = np.array([stream.signal == SKETCH for stream in streams], bool)
-        least = Floors.of(dtype)
-        return cls(layout, streams, np.array(places, np.int64), members, is_sketch, least)
+        held = np.array(places, np.int64)
+        return cls(layout, streams, held, starts, is_sketch, Floors.of(dtype))
 
     def read(self, values: NDArray[np.float32]) -> Floats:
         """[m] out of a signature [size(layout)]; NaN where it is not finite."""
@@ -94,7 +93,7 @@ class CanaryStreams(NamedTuple):
         known = np.isfinite(entries_)
         squares = np.where(known, entries_, 0.0) ** 2
         with np.errstate(invalid="ignore"):
-            mean: Floats = (squares @ self.members) / (known.astype(np.float64) @ self.members)
+            mean: Floats = self._sums(squares) / self._sums(known.astype(np.float64))
         return mean
 
     def floors(self, mean: Floats) -> Floats:
@@ -103,6 +102,10 @@ class CanaryStreams(NamedTuple):
         scalar = self.least.scalar * np.maximum(size, 1.0)
         floors: Floats = np.where(self.is_sketch, self.least.sketch * size, scalar)
         return np.maximum(floors, _TINY)
+
+    def _sums(self, entries_: Floats) -> Floats:
+        sums: Floats = np.add.reduceat(entries_, self.starts, axis=-1)
+        return sums
 
 
 def _stream(name: str) -> CanaryStream | None:

@@ -89,6 +89,18 @@ def test_a_large_change_pages_in_two_rounds_and_names_its_layer() -> None:
     assert second.since_ns == changed_ns
 
 
+def test_a_layer_is_named_for_what_it_did_twice() -> None:
+    """A lower layer that was odd in the last round alone is not where the change began."""
+    engine, judge = Engine(), channel()
+    feed(judge, engine, 20)
+    engine.shift = {"prefill/l5": 0.05}
+    feed(judge, engine)
+    engine.shift = {"prefill/l5": 0.05, "prefill/l0": 0.05}
+    feed(judge, engine)
+
+    assert "from layer 5 on" in judge.get(engine.now_ns).reason
+
+
 def test_a_single_odd_round_pages_nobody() -> None:
     """Two consecutive ones do."""
     engine, judge = Engine(), channel()
@@ -114,6 +126,21 @@ def test_a_small_change_pages_by_evidence_within_some_rounds() -> None:
     assert 3 <= rounds <= 8
     assert max(each.score / each.limit for each in judge.deviations()) < 1
     assert "from layer 2 on" in judge.get(engine.now_ns).reason
+
+
+def test_noise_that_follows_the_load_pages_nobody() -> None:
+    """Rounds that resemble their neighbours are worth less than independent ones."""
+    engine, judge = Engine(), channel(Pace(20, 200, 1000))
+    draw, load, levels = np.random.default_rng(3), 0.0, []
+    for _ in range(700):
+        load = 0.9 * load + 0.436 * draw.normal()
+        engine.noise = 1e-3 * np.exp(0.2 * load)
+        feed(judge, engine)
+        levels.append(judge.get(engine.now_ns).level)
+
+    assert judge._current[ENGINE].eta > 2
+    assert judge.get(engine.now_ns).state is ChannelState.ARMED
+    assert max(levels) < 1
 
 
 def test_one_prompt_that_is_odd_moves_no_median() -> None:

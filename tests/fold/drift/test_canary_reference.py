@@ -80,7 +80,7 @@ def test_a_score_is_the_distance_in_floors() -> None:
         deviation = rounds[:, prompt].std(0, ddof=1)
         row = []
         for stream in range(len(STREAMS.streams)):
-            own = STREAMS.members[:, stream] > 0
+            own = slice(*[*STREAMS.starts, WIDTH][stream : stream + 2])
             floor = np.sqrt((deviation[own] ** 2).mean())
             row.append(np.sqrt((((other[prompt] - mean)[own] / floor) ** 2).mean()))
         expected.append(row)
