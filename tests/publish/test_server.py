@@ -320,3 +320,25 @@ def test_a_baseline_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, pa
 
     assert "SIDECAR_BASELINE_FILE: there is no baseline at" in message
     assert not path.exists()
+
+
+def test_a_signal_ends_it_while_canaries_wait_for_an_answer(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """A served model that never answers does not delay the end, and what was learnt is kept."""
+    key = tmp_path / "key"
+    key.write_bytes(b"0123456789abcdef")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        options = ("--canary-url", url, "--canary-key-file", str(key))
+        served = serve(*options, "--state-dir", str(tmp_path / "state"))
+        canary, _ = silent.accept()
+        with canary:
+            told = {each["channel"]: each for each in served.drift()["channels"]}
+            started = time.monotonic()
+            code = served.stop()
+
+    assert (code, time.monotonic() - started < 5) == (0, True)
+    assert told["canary"]["is_configured"]
+    assert told["canary"]["state"] == "collecting"
+    assert (tmp_path / "state" / "drift.snapshot").exists()
