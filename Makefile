@@ -40,6 +40,10 @@ $(TOOLS): scripts/prometheus.sh
 run: setup ## serve the bundled model with the tap on, send it requests, show its internals
 	@$(BIN)/python -m sidecar demo
 
+.PHONY: tamper
+tamper: setup ## the same, and the model is tampered with once its canary is armed
+	@$(BIN)/python -m sidecar demo --tamper
+
 .PHONY: test
 test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a real vLLM server
 

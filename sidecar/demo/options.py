@@ -29,6 +29,7 @@ class Options:
     seed: seed of prompts, lengths, temperatures and pauses.
     model: folder of the model. cache: folder for compiled graphs and logs.
     start_seconds: longest time that one server may take to become ready.
+    tamper: whether the served model is tampered with as soon as the canary is armed.
     """
 
     port: int = VLLM_PORT
@@ -40,6 +41,7 @@ class Options:
     model: Path = MODEL
     cache: Path = Path(".cache")
     start_seconds: float = 600.0
+    tamper: bool = False
 
     @property
     def vllm_url(self) -> str:
@@ -89,6 +91,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> Optio
         default=600.0,
         help="longest start of one server (600)",
     )
+    parser.add_argument(
+        "--tamper",
+        action="store_true",
+        help="tamper with the model while it serves, once the canary is armed (when you type t)",
+    )
     return _options(parser.parse_args(argv), environ)
 
 
@@ -112,6 +119,7 @@ def _options(given: argparse.Namespace, environ: Mapping[str, str]) -> Options:
         model=given.model.absolute(),
         cache=(given.cache_dir or default_cache(environ)).absolute(),
         start_seconds=given.start_seconds,
+        tamper=given.tamper,
     )
 
 

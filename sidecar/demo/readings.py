@@ -42,25 +42,47 @@ class TapReading(NamedTuple):
     reason: str
 
 
+class CanaryReading(NamedTuple):
+    """What the canary channel concludes; since: Unix seconds of the change, None without one."""
+
+    state: str
+    reason: str
+    since: float | None = None
+
+
 class Reading(NamedTuple):
-    """Everything on one screen."""
+    """Everything on one screen; no canary where the sidecar told of none."""
 
     ready: bool
     reasons: tuple[str, ...]
     taps: tuple[TapReading, ...]
     layers: tuple[LayerReading, ...]
     serving: ServingReading
+    canary: CanaryReading | None = None
 
 
-def read(status: Any, layers: Any) -> Reading:
-    """Reading of GET /v1/status and GET /v1/layers; None stands for an answer not had."""
+def read(status: Any, layers: Any, drift: Any = None) -> Reading:
+    """Reading of GET /v1/status, /v1/layers and /v1/drift; None stands for an answer not had."""
     return Reading(
         ready=_at(status, "ready") is True,
         reasons=tuple(str(reason) for reason in _items(status, "reasons")),
         taps=tuple(_taps(status)),
         layers=tuple(_layers(layers)),
         serving=_serving(status),
+        canary=_canary(drift),
     )
+
+
+def _canary(drift: Any) -> CanaryReading | None:
+    for channel in _items(drift, "channels"):
+        if _at(channel, "channel") == "canary":
+            since_ns = _number(channel, "since_ns")
+            return CanaryReading(
+                str(_at(channel, "state")),
+                str(_at(channel, "reason") or ""),
+                None if since_ns is None else since_ns / 1e9,
+            )
+    return None
 
 
 def _taps(status: Any) -> Iterator[TapReading]:

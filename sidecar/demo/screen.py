@@ -15,12 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.demo.readings import LayerReading, Reading
+from sidecar.demo.readings import CanaryReading, LayerReading, Reading
 from sidecar.demo.traffic import Tally
 
 SECONDS_BETWEEN_TABLES: Final = 5.0
 BAR_WIDTH: Final = 20
 _UNKNOWN: Final = "-"
+_STYLES: Final = {"armed": "green", "ticket": "yellow", "page": "bold red"}
 
 
 class Screen:
@@ -47,10 +48,18 @@ class Screen:
         if self._live:
             self._live.stop()
 
-    def show(self, reading: Reading, tally: Tally, seconds: float, *, last: bool = False) -> None:
-        """Show a reading taken `seconds` after traffic began; the last one always."""
+    def show(
+        self,
+        reading: Reading,
+        tally: Tally,
+        seconds: float,
+        *,
+        note: str = "",
+        last: bool = False,
+    ) -> None:
+        """Show a reading taken `seconds` after traffic began, and a note; the last one always."""
         rate = self._rate.update(seconds, reading.serving.generated_tokens)
-        drawn = draw(reading, tally, seconds, rate, _bar_mark(self._console))
+        drawn = draw(reading, tally, seconds, rate, _bar_mark(self._console), note)
         if self._live:
             self._live.update(drawn, refresh=True)
         elif last or self._clock() >= self._next:
@@ -73,7 +82,12 @@ class TokenRate:
 
 
 def draw(
-    reading: Reading, tally: Tally, seconds: float, tokens_per_second: float | None, mark: str
+    reading: Reading,
+    tally: Tally,
+    seconds: float,
+    tokens_per_second: float | None,
+    mark: str,
+    note: str = "",
 ) -> RenderableType:
     """The whole screen for one reading; bars are made of `mark`."""
     serving = reading.serving
@@ -90,7 +104,17 @@ def draw(
         _layers(reading.layers, mark),
         Text(stats),
         Text(f"{requests} ({failures})" if failures else requests),
+        *([_canary(reading.canary)] if reading.canary else []),
+        *([Text(note)] if note else []),
     )
+
+
+def _canary(canary: CanaryReading) -> Text:
+    since = ""
+    if canary.since is not None:
+        since = f" since {time.strftime('%H:%M:%S', time.localtime(canary.since))}"
+    text = f"canary: {canary.state}{since}   {canary.reason}"
+    return Text(text, style=_STYLES.get(canary.state, ""))
 
 
 def _tap(reading: Reading) -> str:

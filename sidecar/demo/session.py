@@ -20,6 +20,7 @@ import httpx
 from rich.console import Console
 
 from sidecar.demo import preflight, readings, services, traffic
+from sidecar.demo.intruder import Intruder
 from sidecar.demo.options import Options
 from sidecar.demo.processes import Process, Service
 from sidecar.demo.progress import FIRST_VLLM_STAGE, Progress, vllm_stage
@@ -50,6 +51,7 @@ def run(options: Options, services_of: ServicesOf | None = None) -> int:
 
 def _real_services(options: Options, run_dir: Path) -> Sequence[Service]:
     compiler = preflight.find_compiler(preflight.this_machine())
+    services.write_keys(run_dir)
     return (
         services.exporter(options, run_dir, os.environ),
         services.vllm(options, run_dir, os.environ, compiler),
@@ -61,6 +63,7 @@ class _Session:
         self._options = options
         self._services_of = services_of
         self._asked_to_stop = asyncio.Event()
+        self._intruder: Intruder | None = None
         self._processes: list[Process] = []
 
     async def run(self) -> int:
@@ -70,7 +73,9 @@ class _Session:
             loop.add_signal_handler(number, self._asked_to_stop.set)
         with _private_folder() as run_dir, contextlib.ExitStack() as ends:
             try:
-                return await self._run(self._services_of(self._options, run_dir), ends)
+                chosen = self._services_of(self._options, run_dir)
+                self._intruder = _intruder(run_dir / services.TAMPER_KEY, self._options)
+                return await self._run(chosen, ends)
             except ServerDied as error:
                 _say(str(error), sys.stderr)
                 return SERVER_DIED
@@ -114,13 +119,46 @@ class _Session:
         async with (
             self._sending(pools, tally),
             _client(self._options.api_url) as client,
+            _client(self._options.vllm_url) as engine,
         ):
-            with Screen(Console()) as screen:
+            with Screen(Console()) as screen, self._listening():
+                note = ""
                 while not self._is_over(began):
                     self._check_alive()
-                    screen.show(await _reading(client), tally, time.monotonic() - began)
+                    reading = await _reading(client)
+                    note = await self._tampered(reading, engine)
+                    screen.show(reading, tally, time.monotonic() - began, note=note)
                     await self._pause(SECONDS_BETWEEN_READINGS)
-                screen.show(await _reading(client), tally, time.monotonic() - began, last=True)
+                reading = await _reading(client)
+                screen.show(reading, tally, time.monotonic() - began, note=note, last=True)
+
+    async def _tampered(self, reading: readings.Reading, engine: httpx.AsyncClient) -> str:
+        """Have the intruder look at the canary; what it says."""
+        if self._intruder is None:
+            return ""
+        await self._intruder.watch(reading.canary, engine)
+        return self._intruder.word
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Lines typed at a terminal: a `t` is a word to the intruder."""
+        if self._intruder is None or not sys.stdin or not sys.stdin.isatty():
+            yield
+            return
+        loop, intruder = asyncio.get_running_loop(), self._intruder
+
+        def hear() -> None:
+            line = sys.stdin.readline()
+            if not line:
+                loop.remove_reader(sys.stdin)
+            elif line.strip().lower() == "t":
+                intruder.ask()
+
+        loop.add_reader(sys.stdin, hear)
+        try:
+            yield
+        finally:
+            loop.remove_reader(sys.stdin)
 
     @contextlib.asynccontextmanager
     async def _sending(
@@ -164,6 +202,7 @@ class _Session:
             f"  metrics  {options.metrics_url}/metrics\n"
             f"  health   {options.metrics_url}/readyz\n"
             f"  API      {options.api_url}/v1/status  {options.api_url}/v1/layers\n"
+            f"  drift    {options.api_url}/v1/drift\n"
             "Ctrl-C ends the demo and every process it started."
         )
 
@@ -192,7 +231,15 @@ async def _answers(client: httpx.AsyncClient, url: str) -> bool:
 
 
 async def _reading(client: httpx.AsyncClient) -> readings.Reading:
-    return readings.read(await _json(client, "/v1/status"), await _json(client, "/v1/layers"))
+    status, layers = await _json(client, "/v1/status"), await _json(client, "/v1/layers")
+    return readings.read(status, layers, await _json(client, "/v1/drift"))
+
+
+def _intruder(key_file: Path, options: Options) -> Intruder | None:
+    """Who tampers, where the servers were given a key for it."""
+    if not key_file.exists():
+        return None
+    return Intruder(key_file.read_text(), by_itself=options.tamper)
 
 
 async def _json(client: httpx.AsyncClient, path: str) -> Any:

@@ -52,6 +52,7 @@ class Request(NamedTuple):
             "stream": self.stream,
             # Text of another kind than the tokenizer learnt may need a token per character.
             "truncate_prompt_tokens": MOST_PROMPT_TOKENS,
+            "vllm_xargs": {"llm_internals_route": self.domain},
         }
 
 

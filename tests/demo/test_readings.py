@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.demo.readings import LayerReading, read
+from sidecar.demo.readings import CanaryReading, LayerReading, read
 
 STATUS = {
     "ready": False,
@@ -44,6 +44,24 @@ def test_only_engines_have_taps() -> None:
     assert (reading.ready, reading.reasons) == (False, ("no frame yet",))
     assert reading.serving.running == 3.0
     assert reading.serving.time_to_first_token == 0.5
+
+
+def test_the_canary_is_the_channel_of_that_name() -> None:
+    """Its state, its sentence, and since when; a sidecar without it shows none."""
+    page = {
+        "channel": "canary",
+        "state": "page",
+        "reason": "from layer 2 on",
+        "since_ns": 5 * 10**9,
+    }
+    channels = [{"channel": "traffic", "state": "armed"}, page]
+    assert read({}, {}, {"channels": channels}).canary == CanaryReading(
+        "page", "from layer 2 on", 5.0
+    )
+    quiet = page | {"state": "armed", "since_ns": None}
+    assert read({}, {}, {"channels": [quiet]}).canary == CanaryReading("armed", "from layer 2 on")
+    assert read({}, {}, {"channels": channels[:1]}).canary is None
+    assert read({}, {}).canary is None
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "7", True])

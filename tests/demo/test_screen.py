@@ -1,10 +1,17 @@
 """The screen, drawn into text."""
 
 import io
+import time
 
 from rich.console import Console
 
-from sidecar.demo.readings import LayerReading, Reading, ServingReading, TapReading
+from sidecar.demo.readings import (
+    CanaryReading,
+    LayerReading,
+    Reading,
+    ServingReading,
+    TapReading,
+)
 from sidecar.demo.screen import Screen, TokenRate
 from sidecar.demo.traffic import Tally
 
@@ -18,14 +25,14 @@ LIVE = Reading(
 )
 
 
-def shown(*readings: Reading, terminal: bool = False, step: float = 10.0) -> str:
+def shown(*readings: Reading, terminal: bool = False, step: float = 10.0, note: str = "") -> str:
     """What a screen of 80 columns shows for readings `step` seconds apart."""
     text = io.StringIO()
     console = Console(file=text, width=80, force_terminal=terminal, color_system=None)
     seconds = 0.0
     with Screen(console, clock=lambda: seconds) as screen:
         for reading in readings:
-            screen.show(reading, Tally(), seconds)
+            screen.show(reading, Tally(), seconds, note=note)
             seconds += step
     return text.getvalue()
 
@@ -63,6 +70,18 @@ def test_a_dead_tap_shows_its_reason() -> None:
     text = shown(LIVE._replace(ready=False, taps=taps))
     assert "tap: dead (engine-dp0-pp0-tp0)" in text
     assert "no layer moved: clear the cache" in text
+
+
+def test_the_canary_is_shown_with_its_sentence_and_since_when() -> None:
+    """And under it what was done to the model; without a canary, no word of one."""
+    page = CanaryReading("page", "the executed model changed: from layer 2 on", 1_790_000_000.0)
+    text = shown(LIVE._replace(canary=page), note="tampered with layer 2")
+    since = time.strftime("%H:%M:%S", time.localtime(1_790_000_000))
+    assert f"canary: page since {since}   the executed model changed: from layer 2 on" in text
+    assert text.index("tampered with layer 2") > text.index("canary: page")
+    quiet = shown(LIVE._replace(canary=CanaryReading("armed", "as they were learnt")))
+    assert "canary: armed   as they were learnt" in quiet
+    assert "canary" not in shown(LIVE)
 
 
 def test_elsewhere_than_on_a_terminal_a_table_is_printed_every_five_seconds() -> None:

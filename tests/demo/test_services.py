@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from sidecar.config import ExporterConfig, TapConfig
+from sidecar.demo import gate, tampering
+from sidecar.demo.corpus import DOMAINS
 from sidecar.demo.options import Options
-from sidecar.demo.services import exporter, vllm
+from sidecar.demo.services import exporter, vllm, write_keys
 
 OPTIONS = Options(port=1, metrics_port=2, api_port=3, model=Path("/m"), cache=Path("/c"))
 RUN_DIR = Path("/run/demo")
@@ -38,6 +40,37 @@ def test_vllm_compiles_and_writes_below_the_cache_and_the_folder() -> None:
     assert environment["TORCHINDUCTOR_CACHE_DIR"] == "/c/inductor"
     assert environment["TMPDIR"] == environment["VLLM_RPC_BASE_PATH"] == "/run/demo"
     assert environment["CXX"] == "/usr/bin/c++"
+
+
+def test_both_sides_know_the_canarys_secret_and_where_it_sings() -> None:
+    """The preset is the demo's, said to be one; the tap knows the routes of the traffic."""
+    config = ExporterConfig.read(sidecar_keys(exporter(OPTIONS, RUN_DIR, {}).environment))
+    tap = TapConfig.read(sidecar_keys(vllm(OPTIONS, RUN_DIR, {}, None).environment))
+    assert config.is_demo
+    assert config.canary_url == OPTIONS.vllm_url
+    assert config.canary_key_file == tap.canary_key_file == RUN_DIR / "canary.key"
+    assert config.canary_seconds <= 10  # the hard rule needs two rounds
+    assert set(tap.routes) == set(DOMAINS)
+
+
+def test_what_is_for_development_stands_behind_the_gate() -> None:
+    """With a key of this run, which only who reads the private folder has."""
+    service = vllm(OPTIONS, RUN_DIR, {}, None)
+    command, environment = service.command, service.environment
+    assert command[command.index("--middleware") + 1] == gate.MIDDLEWARE
+    assert command[command.index("--worker-extension-cls") + 1] == tampering.EXTENSION
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert environment[gate.KEY_FILE] == "/run/demo/tamper.key"
+
+
+def test_the_secrets_of_a_run_are_its_own(tmp_path: Path) -> None:
+    """Two different ones, other ones each time, and long enough."""
+    drawn = set()
+    for _ in range(2):
+        write_keys(tmp_path)
+        drawn |= {(tmp_path / name).read_text() for name in ("canary.key", "tamper.key")}
+    assert len(drawn) == 4
+    assert min(map(len, drawn)) >= 32
 
 
 def test_settings_of_other_servers_are_not_inherited() -> None:
