@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from sidecar.commands import baseline, canary, control, demo, metrics, replay, serve, version
+from sidecar.commands import (
+    baseline,
+    canary,
+    control,
+    demo,
+    fleet,
+    metrics,
+    replay,
+    serve,
+    version,
+)
 from sidecar.commands.command import Command
 from sidecar.errors import SidecarError
 
@@ -20,6 +30,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "serve": serve,
         "baseline": baseline,
         "replay": replay,
+        "fleet": fleet,
         "control": control,
         "canary": canary,
         "metrics": metrics,

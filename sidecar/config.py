@@ -1,4 +1,4 @@
-"""Configuration of the tap and of the exporter: read once, validated once, then frozen.
+"""Configuration of the tap, the exporter and the fleet job: read once, validated once, then frozen.
 
 Every key is an environment variable with the prefix `SIDECAR_`; the tap's keys may also come as
 `--additional-config '{"sidecar": {...}}'` of vLLM. A key nobody knows, or a value out of range,
@@ -19,6 +19,7 @@ from sidecar.errors import ConfigError
 PREFIX: Final = "SIDECAR_"
 METRICS_PORT: Final = 9478
 API_PORT: Final = 9479
+FLEET_PORT: Final = 9480
 DEMO_WINDOW_SECONDS: Final = 5.0
 RUN_DIR: Final = Path("/run/llm-internals")
 SOCKET_NAME: Final = "ingest.sock"
@@ -210,6 +211,59 @@ class ExporterConfig(Shared):
         return _validate(cls, _from_environ(environ, cls))
 
 
+class FleetConfig(BaseModel):
+    """Keys of the fleet job, which compares the replicas of one deployment.
+
+    fleet_prometheus: address of Prometheus' HTTP API, which knows the exporters.
+    fleet_query: instant query with one series for each exporter of *this* deployment.
+    fleet_replica_label: label whose value names a replica.
+    fleet_api_label: label that holds the address of an exporter's API, where there is one.
+    fleet_api_port: where it is absent, the API is at this port of the host in `instance`.
+    fleet_host, fleet_port: where the job's own /metrics, health and API are served.
+    fleet_poll_seconds: time between rounds of asking.
+    fleet_timeout_seconds: most time that one answer may take.
+    preset, window_seconds, state_dir: as for the exporters; the first two must be theirs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fleet_prometheus: str = ""
+    fleet_query: Annotated[str, Field(min_length=1)] = "llm_internals_build_info"
+    fleet_replica_label: Annotated[str, Field(min_length=1)] = "instance"
+    fleet_api_label: str = "llm_internals_api"
+    fleet_api_port: Annotated[int, Field(ge=1, le=65535)] = API_PORT
+    fleet_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
+    fleet_port: Annotated[int, Field(ge=0, le=65535)] = FLEET_PORT
+    fleet_poll_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 30.0
+    fleet_timeout_seconds: Annotated[float, Field(ge=0.1, le=60.0)] = 5.0
+    preset: Literal["production", "demo"] = "production"
+    window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
+    state_dir: Path | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether windows are short for a demonstration."""
+        return self.preset == "demo"
+
+    @property
+    def window_ns(self) -> int:
+        """Length of a window in force: as given, else as the preset has it."""
+        is_given = "window_seconds" in self.model_fields_set
+        seconds = DEMO_WINDOW_SECONDS if self.is_demo and not is_given else self.window_seconds
+        return round(seconds * 1e9)
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self:
+        """Settings from `environ`. Raises ConfigError, also when nobody said where to ask."""
+        config = _validate(cls, _from_environ(environ, cls))
+        if not config.fleet_prometheus.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"{PREFIX}FLEET_PROMETHEUS={config.fleet_prometheus!r}: give the address of "
+                "Prometheus, such as --prometheus http://prometheus:9090"
+            )
+        return config
+
+
 def default_socket() -> Path:
     """Where both sides meet unless told otherwise.
 
@@ -229,7 +283,7 @@ def is_tap_on(environ: Mapping[str, str]) -> bool:
     return environ.get(f"{PREFIX}TAP", "").strip().lower() not in _FALSE
 
 
-_Config = TypeVar("_Config", bound=Shared)
+_Config = TypeVar("_Config", bound=BaseModel)
 
 
 def _secret(key: str, path: Path | None) -> bytes | None:
@@ -244,8 +298,12 @@ def _secret(key: str, path: Path | None) -> bytes | None:
     return secret
 
 
-def _from_environ(environ: Mapping[str, str], cls: type[Shared]) -> dict[str, str]:
-    known = {*TapConfig.model_fields, *ExporterConfig.model_fields}
+def _from_environ(environ: Mapping[str, str], cls: type[BaseModel]) -> dict[str, str]:
+    known = {
+        *TapConfig.model_fields,
+        *ExporterConfig.model_fields,
+        *FleetConfig.model_fields,
+    }
     given: dict[str, str] = {}
     for name, value in environ.items():
         if not name.startswith(PREFIX) or _OF_KUBERNETES.search(name):
@@ -271,7 +329,7 @@ def _validate(cls: type[_Config], given: Mapping[str, Any]) -> _Config:
         raise ConfigError("; ".join(_explain(cls, each) for each in error.errors())) from error
 
 
-def _explain(cls: type[Shared], error: Any) -> str:
+def _explain(cls: type[BaseModel], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return _unknown(key, list(cls.model_fields))

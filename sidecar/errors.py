@@ -8,18 +8,21 @@
     ├── WeightsUnread     the files of a model cannot be hashed; all else is measured
     ├── SetupError        the demo cannot start on this machine
     ├── BaselineError     a baseline cannot be compared or merged; the message names the field
+    ├── FleetError        Prometheus or an exporter answers amiss; `.cause` labels a counter
     ├── StateError        the state of an earlier life is not of this release or baseline
     ├── StoreError        a file is torn, foreign or not signed as it must be
     └── WatchError        the thread that judges drift does not answer in time
 
 Every message says what is wrong and names the remedy. Foreign errors are mapped to these at one
-border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `store`, `demo`).
+border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `store`, `publish.fetching`,
+`demo`).
 """
 
 __all__ = [
     "BaselineError",
     "ChannelError",
     "ConfigError",
+    "FleetError",
     "FrameError",
     "SetupError",
     "SidecarError",
@@ -52,6 +55,17 @@ class FrameError(SidecarError):
 
 class ChannelError(SidecarError):
     """The socket cannot be opened, or another process owns it."""
+
+
+class FleetError(SidecarError):
+    """Prometheus, or an exporter of the fleet, does not answer, or not as it must.
+
+    `cause` is one of `sidecar.publish.fetching.CAUSES`, and becomes the label of a counter.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class TapRefused(SidecarError):

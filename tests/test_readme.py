@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.config import ExporterConfig, TapConfig
+from sidecar.config import ExporterConfig, FleetConfig, TapConfig
 from sidecar.tap.vllm.plugin import PLUGIN_NAME
-from sidecar.wire.signals import METRICS, PREFIX
+from sidecar.wire.signals import FLEET_METRICS, METRICS, PREFIX
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,11 +15,12 @@ SUFFIX = re.compile(r"_(total|sum|count|bucket|info)$")
 
 
 def test_the_table_of_keys_is_the_configuration() -> None:
-    """Every key of both sides stands in the table with its default, and no other does."""
+    """Every key of all sides stands in the table with its default, and no other does."""
     rows = re.findall(r"^\| `(SIDECAR_\w+)` \| (\w+) \| (.+?) \|", README, re.MULTILINE)
     both = set(TapConfig.model_fields) & set(ExporterConfig.model_fields)
     expected = {}
-    for side, config in (("tap", TapConfig), ("sidecar", ExporterConfig)):
+    sides = (("fleet", FleetConfig), ("tap", TapConfig), ("sidecar", ExporterConfig))
+    for side, config in sides:
         for key, field in config.model_fields.items():
             where = "both" if key in both else side
             expected[f"SIDECAR_{key.upper()}"] = (where, field.default)
@@ -28,13 +29,14 @@ def test_the_table_of_keys_is_the_configuration() -> None:
         default = expected[key][1]
         if key != "SIDECAR_SOCKET":
             plain = int(default) if isinstance(default, bool) else default
-            assert told == ("none" if default in (None, ()) else f"`{plain}`"), key
+            assert told == ("none" if default in (None, (), "") else f"`{plain}`"), key
 
 
 def test_every_metric_named_exists() -> None:
     """Each family that the README names is in the table of signals."""
-    names = {metric.name for metric in METRICS}
+    names = {metric.name for metric in (*METRICS, *FLEET_METRICS)}
     named = set(re.findall(rf"\b{PREFIX}\w+", README)) - {PLUGIN_NAME}
+    named -= {FleetConfig().fleet_api_label}
     assert len(named) > 8
     unknown = {name for name in named if name not in names and SUFFIX.sub("", name) not in names}
     assert unknown == set()

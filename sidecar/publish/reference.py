@@ -5,6 +5,7 @@ from typing import Final
 
 from sidecar.wire.signals import (
     FAMILY_OF,
+    FLEET_METRICS,
     GROUPS,
     LAYER_SIGNALS,
     METRICS,
@@ -36,12 +37,18 @@ A mean over any range comes from a summary's two counters:
     sum by (layer) (rate(llm_internals_residual_rms_sum[5m]))
       / sum by (layer) (rate(llm_internals_residual_rms_count[5m]))
 """
+_FLEET: Final = """\
+`sidecar fleet` publishes these, and the `drift_*` families of its channel, `replica`: see
+[the fleet job](fleet.md).
+"""
 
 
 def reference() -> str:
     """The reference of all families, in Markdown."""
-    entries = (_entry(metric) for metric in METRICS)
+    entries = [_entry(metric) for metric in METRICS]
+    fleet = [_entry(metric) for metric in FLEET_METRICS]
     blocks = [_PREFACE, *_layer_table(), *_group_table(), "\n## Families\n", *entries]
+    blocks += ["\n## Families of the fleet job\n", _FLEET, *fleet]
     return "\n".join(blocks)
 
 

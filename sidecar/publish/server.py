@@ -1,4 +1,4 @@
-"""Two uvicorn servers in one process and one event loop, from sockets bound beforehand.
+"""Uvicorn servers in one process and one event loop, from sockets bound beforehand.
 
 Guarantees: a port or socket that cannot be had is one sentence before anything starts; one line
 on stdout says that all is up and where; SIGTERM and SIGINT end everything within five seconds and
@@ -17,9 +17,10 @@ from typing import Final, NamedTuple
 import uvicorn
 from fastapi import FastAPI
 
-from sidecar.config import PREFIX, ExporterConfig
+from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
+from sidecar.publish.fleet_app import create_fleet, create_fleet_app
 
 _GRACE_SECONDS: Final = 2
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -31,10 +32,10 @@ def serve(config: ExporterConfig) -> int:
     Raises ConfigError when a port cannot be had, ChannelError when the socket cannot. Only the
     main thread can call this: signals go there.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _log_to_stderr()
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(_listen("metrics", config.metrics_host, config.metrics_port))
-        api = stack.enter_context(_listen("api", config.api_host, config.api_port))
+        metrics = stack.enter_context(_listen("METRICS", config.metrics_host, config.metrics_port))
+        api = stack.enter_context(_listen("API", config.api_host, config.api_port))
         state = create_state(config)
         stack.callback(state.stop)
         state.start()
@@ -44,6 +45,24 @@ def serve(config: ExporterConfig) -> int:
         )
         seats = [_Seat(create_metrics_app(state), metrics), _Seat(create_api_app(state), api)]
         asyncio.run(_run(seats, ready, state.reload))
+    return 0
+
+
+def serve_fleet(config: FleetConfig) -> int:
+    """Run the fleet job until told to stop by a signal; 0, the exit status.
+
+    Raises ConfigError when its port cannot be had.
+    """
+    _log_to_stderr()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen("FLEET", config.fleet_host, config.fleet_port))
+        fleet = create_fleet(config)
+        stack.callback(fleet.stop)
+        fleet.start()
+        ready = (
+            f"sidecar fleet ready: metrics {_url(listener)}/metrics api {_url(listener)}/v1/drift\n"
+        )
+        asyncio.run(_run([_Seat(create_fleet_app(fleet), listener)], ready))
     return 0
 
 
@@ -60,13 +79,16 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(seats: Sequence[_Seat], ready: str, reload: Callable[[], None]) -> None:
+async def _run(
+    seats: Sequence[_Seat], ready: str, reload: Callable[[], None] | None = None
+) -> None:
     servers = [_Server(_settings(seat.app)) for seat in seats]
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, _stop, servers)
-    # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
-    loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
+    if reload is not None:
+        # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
+        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
     pairs = zip(servers, seats, strict=True)
     running = asyncio.gather(*(server.serve([seat.listener]) for server, seat in pairs))
     while not running.done() and not all(server.started for server in servers):
@@ -75,6 +97,10 @@ async def _run(seats: Sequence[_Seat], ready: str, reload: Callable[[], None]) -
         sys.stdout.write(ready)
         sys.stdout.flush()
     await running
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 
 def _settings(app: FastAPI) -> uvicorn.Config:
@@ -95,7 +121,7 @@ def _stop(servers: Sequence[uvicorn.Server]) -> None:
 
 
 def _listen(name: str, host: str, port: int) -> socket.socket:
-    key = f"{PREFIX}{name.upper()}"
+    key = f"{PREFIX}{name}"
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]

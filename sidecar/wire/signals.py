@@ -888,7 +888,113 @@ METRICS: Final = (
     *_DRIFT_METRICS,
 )
 
-BY_ID: Final = {metric.id: metric for metric in METRICS}
+_REPLICA = ("replica",)
+
+# What `sidecar fleet` publishes beside the drift_* families of its channel, `replica`.
+FLEET_METRICS: Final = (
+    _metric(
+        "replica_state",
+        Kind.GAUGE,
+        (*_REPLICA, "state"),
+        "1 for the state in which a replica is beside the others, 0 for the others: collecting, "
+        "armed, ticket or page. A page stays until somebody acknowledges it.",
+        normal='state="armed" is 1 for every replica.',
+        change="page: this replica differs from the rest of its fleet; look at it now.",
+    ),
+    _metric(
+        "replica_level_ratio",
+        Kind.GAUGE,
+        _REPLICA,
+        "Evidence that a replica differs from the others, as a share of the limit (of logarithms).",
+        unit="ratio",
+        normal="Below 0.5 most of the time.",
+        change="1: it pages; replica_stream_level_ratio says by which layer and signal.",
+    ),
+    _metric(
+        "replica_stream_level_ratio",
+        Kind.GAUGE,
+        (*_REPLICA, "stream", "layer", "side"),
+        "Evidence of single streams of a replica that pages or is worth a ticket, as shares of the "
+        "limit: the 20 with the most.",
+        unit="ratio",
+        normal="Absent.",
+        change="Says where a replica differs: which layer, which signal, above or below the rest.",
+    ),
+    _metric(
+        "replica_since_timestamp_seconds",
+        Kind.GAUGE,
+        _REPLICA,
+        "Unix time from which a replica is believed to differ; absent while it does not.",
+        unit="seconds",
+        normal="Absent.",
+        change="Compare with deployments and with events of that host at that time.",
+    ),
+    _metric(
+        "replica_answering",
+        Kind.GAUGE,
+        _REPLICA,
+        "1 when the last answer of an exporter was used, 0 when it was not; /v1/drift says why.",
+        normal="1.",
+        change="0: this replica is not compared until it answers again.",
+    ),
+    _metric(
+        "replica_discovery_success",
+        Kind.GAUGE,
+        (),
+        "1 when Prometheus last told which exporters there are; else those known before go on.",
+        normal="1.",
+        change="0: new replicas are not found; /v1/drift says why.",
+    ),
+    _metric(
+        "replica_windows",
+        Kind.COUNTER,
+        ("outcome",),
+        "Windows of replicas by what became of them: judged, insufficient (too few requests or "
+        "replicas, or the first one after a gap) or late (more than two windows).",
+        unit="windows",
+        normal="Nearly all judged.",
+        change="insufficient: little traffic, or windows that do not align; late: a slow exporter.",
+    ),
+    _metric(
+        "replica_refused",
+        Kind.COUNTER,
+        ("cause",),
+        "Answers of Prometheus and of exporters, or windows in them, that were not used: "
+        "unreachable, slow, oversized, status, decode, schema, value, time or foreign.",
+        normal="0.",
+        change="Another release, wrong clocks, a host in trouble or a hostile one.",
+    ),
+    _metric(
+        "replica_routing_association_ratio",
+        Kind.GAUGE,
+        (),
+        "How far replicas get different kinds of requests, of the last 12 windows: Cramer's V, "
+        "without its bias; 0 is random routing, 1 is kinds of their own.",
+        unit="ratio",
+        normal="Below 0.05.",
+        change="Above it, and beyond chance: routing keeps sessions, and nothing is judged.",
+    ),
+    _metric(
+        "replica_judged_timestamp_seconds",
+        Kind.GAUGE,
+        (),
+        "Unix time of the end of the latest window in which replicas were compared.",
+        unit="seconds",
+        normal="A few minutes ago.",
+        change="An old value: nothing is judged, and /v1/drift says why.",
+    ),
+    _metric(
+        "replica_errors",
+        Kind.COUNTER,
+        (),
+        "Exceptions of the fleet job that were swallowed; the next round is tried.",
+        unit="errors",
+        normal="0.",
+        change="A bug of ours; see its log.",
+    ),
+)
+
+BY_ID: Final = {metric.id: metric for metric in (*METRICS, *FLEET_METRICS)}
 
 # Which families carry each layer signal: its sums and counts, and its extreme.
 SUMMARY_OF: Final = {

@@ -113,6 +113,15 @@ def test_a_forged_line_is_refused(tmp_path: Path, fields: dict[str, object]) -> 
         unseal(forged, str(fields.get("kind", "baseline")), fields.get("version", 1), public)  # type: ignore[arg-type]
 
 
+def test_a_payload_under_another_signature_is_refused(tmp_path: Path) -> None:
+    """Who puts other numbers under a signed line, and mends the checksum, is refused."""
+    private, public = keys(tmp_path)
+    body = seal("baseline", 1, ABOUT, b"payload", private)[:-32].replace(b"payload", b"tamper!")
+
+    with pytest.raises(StoreError, match="not the one that the first line tells of"):
+        unseal(body + hashlib.sha256(body).digest(), "baseline", 1, public)
+
+
 def test_a_forged_signer_is_refused(tmp_path: Path) -> None:
     """A stranger's signature under the trusted key's name is not the trusted key's."""
     _, public = keys(tmp_path)

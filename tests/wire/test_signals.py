@@ -7,6 +7,7 @@ import pytest
 from sidecar.wire.signals import (
     BY_ID,
     FAMILY_OF,
+    FLEET_METRICS,
     GROUPS,
     LAYER_SIGNALS,
     METRICS,
@@ -20,13 +21,14 @@ from sidecar.wire.signals import (
     Position,
 )
 
-each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.id)
+EVERYTHING = (*METRICS, *FLEET_METRICS)
+each_metric = pytest.mark.parametrize("metric", EVERYTHING, ids=lambda metric: metric.id)
 
 
 def test_ids_and_names_are_unique() -> None:
     """No two families can be mistaken for each other."""
-    assert len(METRICS) == len({metric.id for metric in METRICS}) == len(BY_ID)
-    assert len(METRICS) == len({metric.name for metric in METRICS})
+    assert len(EVERYTHING) == len({metric.id for metric in EVERYTHING}) == len(BY_ID)
+    assert len(EVERYTHING) == len({metric.name for metric in EVERYTHING})
 
 
 @each_metric

@@ -10,8 +10,8 @@ channel is not armed, and says which.
     chance   `odds.Odds`, learnt from the others
     page     `evidence.Evidence`: Rbar >= A, A = 12 months of windows x number of replicas
 
-A replica that paged is no reference any more; where one window makes several cross the limit, the
-one that is furthest from the others pages, and the rest, whose reference it was, start again.
+A replica that paged is no reference any more; where one window makes several cross the limit, only
+the one that is furthest from the others pages.
 
 Guarantees:
 - One page in 12 months of a whole fleet whose replicas are alike, by design.
@@ -159,6 +159,11 @@ class ContrastChannel:
         """What became of windows since the start."""
         return self._counts._replace(late=self._slots.num_late)
 
+    @property
+    def association(self) -> float:
+        """How far routing keeps kinds of requests at replicas: Cramer's V of the last windows."""
+        return self._affinity.size
+
     def latest_ns(self, replica: str) -> int:
         """End of the latest window taken of a replica; 0 before any."""
         return self._slots.latest_ns.get(replica, 0)
@@ -274,8 +279,6 @@ class ContrastChannel:
         standing.page(slot.end_ns, standing.worst(self.schema.streams))
         self.num_pages += 1
         self._is_acknowledged = False
-        for name in innocent - {guilty}:
-            self._replicas[name].zero()
 
     def _is_steady(self, name: str) -> bool:
         """Whether it was in the slot before this one, so that it served the whole of this one."""

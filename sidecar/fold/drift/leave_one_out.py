@@ -11,8 +11,9 @@ replicas, pooled over them, so t is Student's with as many degrees of freedom, a
 normal score of the same tail by Wallace's formula ("Bounds on normal approximations to Student's
 and the chi-square distributions", 1959), which is good to 0.02 up to 4.
 
-Guarantee: a replica adds nothing to its own reference, and a stream without enough values is NaN,
-never 0: no data is not agreement.
+Guarantees: a replica adds nothing to its own reference; whatever variance one of N tells, it makes
+sigma2 at most 1 + 15 / N times what it is; a stream without enough values is NaN, never 0: no data
+is not agreement.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,8 @@ Flags = NDArray[np.bool_]
 
 MIN_PER_REPLICA: Final = 5  # values of one stream in one stratum of one replica
 MIN_PER_STRATUM: Final = 30  # and of all replicas together, for the variance
+# One replica whose numbers are wild, or a lie, must not widen everybody's variance without end.
+_MAX_SPREAD: Final = 16.0
 _ROUNDING: Final = 2.0**-8  # of bfloat16: a constant's values differ by no less, relatively
 
 
@@ -97,12 +100,22 @@ class _Stratum(NamedTuple):
         deviation = self.total - self.n * center
         rest_n = all_n - counted
         rest_deviation = -np.where(is_reference[:, None], deviation, 0.0)  # the parts add up to 0
-        free = np.maximum(counted - 1.0, 0.0).sum(0)
-        sigma2 = (self.m2 * is_reference[:, None]).sum(0) / np.maximum(free, 1.0)
+        free = np.maximum(counted - 1.0, 0.0)
+        sigma2 = (self._bounded(free) * free).sum(0) / np.maximum(free.sum(0), 1.0)
         sigma2 = np.maximum(sigma2, np.square(_ROUNDING * center))
         ours, theirs = np.maximum(self.n, 1.0), np.maximum(rest_n, 1.0)
         variance = sigma2 * (1.0 / ours + 1.0 / theirs)
         enough = np.minimum(self.n, rest_n) >= MIN_PER_REPLICA
         enough &= (all_n >= MIN_PER_STRATUM) & (variance > 0)
         difference = np.where(enough, deviation / ours - rest_deviation / theirs, np.nan)
-        return difference, np.where(variance > 0, variance, 1.0), sigma2, free
+        return difference, np.where(variance > 0, variance, 1.0), sigma2, free.sum(0)
+
+    def _bounded(self, free: Floats) -> Floats:
+        """Variances [N, p], none more than `_MAX_SPREAD` times that of the middle replica."""
+        told = free >= MIN_PER_REPLICA - 1
+        variances = self.m2 / np.maximum(self.n - 1.0, 1.0)
+        ordered = np.sort(np.where(told, variances, np.inf), axis=0)
+        middle = np.maximum(told.sum(0) - 1, 0) // 2
+        usual = np.take_along_axis(ordered, middle[None], axis=0)[0]
+        bounded: Floats = np.minimum(variances, _MAX_SPREAD * usual)
+        return bounded

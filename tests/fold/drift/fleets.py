@@ -36,6 +36,8 @@ class Fleet:
     """Replicas that differ in nothing but what `shifts` says.
 
     shifts: by replica, added to each request's values [p], in standard deviations of one request.
+    bursts: what each window of each replica has of its own, in standard deviations of its mean, as
+        when one user sends many requests that are alike.
     mixes: by replica, its own shares of the strata, where routing is not random.
     """
 
@@ -44,6 +46,7 @@ class Fleet:
     seed: int = 0
     draw: Draw = normal
     shifts: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    bursts: float = 0.0
     mixes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,6 +60,8 @@ class Fleet:
 
     def _window(self, name: str, index: int, bustle: NDArray[np.float64]) -> Window:
         strata = {}
+        own = self.rng.standard_normal(NUM_STREAMS) * self.bursts / np.sqrt(self.num_requests)
+        bustle = bustle + own
         mix = self.mixes.get(name, MIX)
         counts = self.rng.multinomial(self.num_requests, list(mix.values()))
         for place, (stratum, count) in enumerate(zip(mix, counts.tolist(), strict=True)):

@@ -1,5 +1,6 @@
 """Packed arrays: to the bit, and only of the type and shape that is asked for."""
 
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -59,10 +60,14 @@ def test_anything_else_is_refused(change: dict[str, object]) -> None:
 
 def test_a_bomb_is_not_inflated() -> None:
     """A small stream that would inflate to a gigabyte is refused by the shape it tells."""
-    bomb = {"type": "<f8", "shape": [1], "data": zlib.compress(bytes(1 << 24))}
-
+    bomb = {"type": "<f8", "shape": [1], "data": zlib.compress(bytes(1 << 26))}
+    tracemalloc.start()
     with pytest.raises(StateError, match="does not hold the 8 bytes"):
         unpacked(bomb, "<f8", (1,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 1 << 20
     with pytest.raises(StateError, match="at most"):
         unpacked({**bomb, "shape": [1 << 40]}, "<f8", (None,))
 

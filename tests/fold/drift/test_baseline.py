@@ -74,6 +74,7 @@ def test_a_constant_that_changed_is_named() -> None:
     assert not STEADY.changed_constants(same).any()
     assert STEADY.changed_constants(other).all()
     assert not BASELINE.is_constant.any()
+    assert not BASELINE.changed_constants(other).any()
 
 
 def test_few_equal_values_are_no_constant() -> None:

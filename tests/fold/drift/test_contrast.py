@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sidecar.errors import StateError
-from sidecar.fold.drift import contrast
+from sidecar.fold.drift import contrast, odds
 from sidecar.fold.drift.contrast import MAX_REPLICAS, ContrastChannel, Replica
 from sidecar.fold.drift.verdict import ChannelState
 from sidecar.fold.drift.window import Window
@@ -117,6 +117,20 @@ def test_a_broken_replica_does_not_make_the_others_page(num_replicas: int) -> No
     assert found(judge).name == fleet.names[1]
 
 
+def test_of_several_that_cross_the_limit_at_once_the_furthest_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With nothing learnt, clipped scores of the broken one and of the others are the same."""
+    monkeypatch.setattr(odds, "_PRIOR", 1e12)
+    for seed in range(3):
+        fleet = Fleet(num_replicas=4, seed=seed)
+        fleet.shifts = {fleet.names[seed]: shift(50.0, NUM_STREAMS)}
+        judge = channel(fleet)
+        run(judge, fleet, range(40))
+
+        assert found(judge).name == fleet.names[seed]
+
+
 def test_a_page_stays_until_it_is_acknowledged() -> None:
     """Also when the replica is well again; then all starts at 0, and a bad one pages again."""
     fleet = Fleet(seed=3)
@@ -146,6 +160,14 @@ def test_a_difference_too_small_to_matter_never_pages() -> None:
     judge = channel(fleet)
 
     assert run(judge, fleet, range(60)) is None
+
+
+def test_bursts_of_like_requests_raise_the_bar_instead_of_paging() -> None:
+    """Windows that are one and a half deviations off by themselves are learnt to be chance."""
+    fleet = Fleet(bursts=1.5, seed=2)
+    judge = channel(fleet)
+
+    assert run(judge, fleet, range(150)) is None
 
 
 def test_skewed_streams_raise_the_bar_instead_of_paging(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,12 +98,13 @@ def test_live_windows_are_those_of_the_reservoir() -> None:
     """The baseline's own requests, served live, give its own scores, times and counts."""
     gaps = [each for each in OBSERVATIONS if (each.t_ns // (1800 * SECOND)) % 3]
     thin = [each for i, each in enumerate(gaps) if i < 500 or i % 7 == 0]
-    baseline = fit(HEADER, thin).get()
+    baseline = part(thin).get()
     windows = Windows(baseline.schema, plan=baseline.plan)
     live = [w for each in thin for w in windows.update(each)] + windows.flush()
 
     assert [w.end_ns for w in live] == baseline.times_ns.tolist()
     assert len({w.end_ns - w.start_ns for w in live}) > 1
+    assert (baseline.mix >= 5).sum(1).max() == 4
     np.testing.assert_array_equal([baseline.mix_of(w) for w in live], baseline.mix)
     np.testing.assert_allclose([baseline.score(w) for w in live], baseline.reservoir, rtol=1e-12)
 

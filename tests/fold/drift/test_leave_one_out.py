@@ -115,9 +115,21 @@ def test_too_little_is_not_a_number(replicas: list[dict[str, Moments]]) -> None:
     assert np.isnan(differences(replicas, ALL, 1).score).all()
 
 
+def test_one_wild_replica_does_not_blind_the_others() -> None:
+    """Its variance, a lie of any size, counts as sixteen times the usual one at most."""
+    rng = np.random.default_rng(8)
+    rows = rng.standard_normal((8, 40)) + np.array([2.0] + [0.0] * 7)[:, None]
+    replicas = [{"chat": of(*each)} for each in rows]
+    honest = differences(replicas, np.ones(8, np.bool_), 1).score[0, 0]
+    replicas[7]["chat"].m2[:] = 1e60
+    score = differences(replicas, np.ones(8, np.bool_), 1).score[0, 0]
+
+    assert score > honest / 2 > 4
+
+
 def test_a_constant_that_differs_is_seen() -> None:
     """Its spread is taken to be the rounding of bfloat16, not 0."""
-    constants = [{"chat": of(*[value] * 50)} for value in (1.05, 1.0, 1.0, 1.0)]
+    constants = [{"chat": of(*[value] * 50)} for value in (1.25, 1.0, 1.0, 1.0)]
     score = differences(constants, ALL, 1).score[:, 0]
 
     assert score[0] > 10
