@@ -26,7 +26,7 @@ class Options:
     port, metrics_port, api_port: where vLLM, /metrics and the API are served, on loopback.
     rate: requests per second that the traffic generator sends, on average.
     seconds: time of traffic before the demo ends by itself; None means until Ctrl-C.
-    seed: seed of prompts, lengths, temperatures and pauses.
+    seed: of prompts, lengths, temperatures and pauses; not of what is sampled.
     model: folder of the model. cache: folder for compiled graphs and logs.
     start_seconds: longest time that one server may take to become ready.
     tamper: whether the served model is tampered with as soon as the canary is armed.

@@ -38,17 +38,19 @@ class Request(NamedTuple):
     prompt: str
     max_tokens: int
     temperature: float
-    seed: int
     stream: bool
 
     def body(self, model: str) -> dict[str, Any]:
-        """JSON body of POST /v1/completions."""
+        """JSON body of POST /v1/completions.
+
+        No seed of sampling: vLLM 0.32 for CPU dies of a seeded request that is prefilled in chunks,
+        as a canary's round beside it makes likely.
+        """
         return {
             "model": model,
             "prompt": self.prompt,
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
-            "seed": self.seed,
             "stream": self.stream,
             # Text of another kind than the tokenizer learnt may need a token per character.
             "truncate_prompt_tokens": MOST_PROMPT_TOKENS,
@@ -85,7 +87,7 @@ def pools(seed: int) -> dict[str, Pool]:
 def requests(drawn: Mapping[str, Pool], seed: int) -> Iterator[Request]:
     """Requests without end: domains, lengths, temperatures and delivery mixed."""
     draw = random.Random(seed)
-    for number in itertools.count():
+    while True:
         domain = draw.choice(sorted(drawn))
         pool = drawn[domain]
         beginning = pool.shared if draw.random() < 0.25 else ""
@@ -95,7 +97,6 @@ def requests(drawn: Mapping[str, Pool], seed: int) -> Iterator[Request]:
             prompt=beginning + draw.choice(pool.excerpts),
             max_tokens=draw.choice(TOKENS),
             temperature=draw.choice(TEMPERATURES),
-            seed=seed + number,
             stream=draw.random() < 0.5,
         )
 

@@ -127,13 +127,12 @@ def test_rate_zero_sends_nothing() -> None:
 
 def test_the_body_asks_for_a_bounded_prompt() -> None:
     """A body carries what was drawn, its route, and a bound on prompt tokens below the context."""
-    body = Request(1.0, "prose", "text", 8, 0.7, 5, stream=True).body("tiny")
+    body = Request(1.0, "prose", "text", 8, 0.7, stream=True).body("tiny")
     assert body == {
         "model": "tiny",
         "prompt": "text",
         "max_tokens": 8,
         "temperature": 0.7,
-        "seed": 5,
         "stream": True,
         "truncate_prompt_tokens": 800,
         "vllm_xargs": {"llm_internals_route": "prose"},
