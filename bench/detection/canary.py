@@ -21,9 +21,9 @@ from bench.detection.stand import Stand
 from sidecar.fold.drift.canary_judge import Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStreams
+from sidecar.publish.suite import read_suite
 
 FLOORS: Final[tuple[noise.Sum, ...]] = ("float32", "bfloat16")
-BATCH: Final = 50  # benign rounds that are kept together
 SECONDS: Final = 300  # between rounds
 TARGET: Final = 4  # rounds
 
@@ -35,6 +35,7 @@ class Size(NamedTuple):
     quiet: int = 100
     rounds: int = 6
     seeds: int = 5
+    batch: int = 50  # benign rounds that are kept together
     cases: tuple[str, ...] = ()  # names; () is all of them
 
 
@@ -126,12 +127,14 @@ def _benign(
     stand: Stand, streams: CanaryStreams, floor: noise.Sum, size: Size
 ) -> tuple[Judge, int]:
     """The judge of a floor, and how many of the quiet rounds after learning it paged in."""
-    num = -(-(size.learnt + size.quiet) // BATCH)
+    num = -(-(size.learnt + size.quiet) // size.batch)
     parts = []
     for number in range(num):
-        progress(f"canary: benign rounds under {floor}, {BATCH * number} of {BATCH * num}")
+        progress(
+            f"canary: benign rounds under {floor}, {size.batch * number} of {size.batch * num}"
+        )
         name = f"benign-{number}"
-        parts.append(rounds.kept(name, stand.model, floor, stand.asked, BATCH, stand.cache))
+        parts.append(rounds.kept(name, stand.model, floor, stand.asked, size.batch, stand.cache))
     held = rounds.Rounds(np.concatenate([part.values for part in parts]), parts[0].num_tokens)
     pace = Pace.of(SECONDS)._replace(num_rounds=size.learnt)
     judge = learnt(streams, held._replace(values=held.values[: size.learnt]), pace)
@@ -167,6 +170,7 @@ def _section(
                 missed.append(f"{case.name} under {floor} PAGED, and must not")
         rows.append(row)
     exposure = size.quiet * len(FLOORS)
+    prompts = len(read_suite().prompts)
     upper = bounds.upper_rate(sum(quiet.values()), exposure)
     columns = ["change", "weights changed"]
     for floor in FLOORS:
@@ -201,6 +205,7 @@ def _section(
                 f"Benign rounds after learning: {sum(quiet.values())} pages in {exposure} rounds, "
                 f"at most {upper:.3f} a round (95 %): a bound only."
             ),
+            f"A round is {prompts} requests. Repeats reach a third of the hard limit.",
             "Heads permuted: the digest of the file "
             + ("differs, as it must." if differs else "IS THE SAME, and must differ."),
         ],
@@ -224,12 +229,11 @@ def _finite(delay: float) -> float | None:
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
     if is_quick:
-        return Size(learnt=60, quiet=20, rounds=4, seeds=1, cases=QUICK)
+        return Size(learnt=20, quiet=2, rounds=3, seeds=1, batch=22, cases=QUICK)
     return Size()
 
 
 QUICK: Final = (
-    "int8 weights, one scale a row",
     "int4 weights, groups of 32",
     "control: heads permuted",
 )

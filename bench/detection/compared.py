@@ -28,8 +28,8 @@ Bools = NDArray[np.bool_]
 class Size(NamedTuple):
     """Months and runs of each world, streams."""
 
-    months: int = 2
-    runs: int = 10
+    months: int = 1
+    runs: int = 12
     month: int = worlds.MONTH
     baseline: int = worlds.BASELINE
     streams: int = worlds.NUM_STREAMS
@@ -123,7 +123,8 @@ def _section(found: Mapping[str, Mapping[str, Found]], size: Size) -> Section:
         },
         [
             (
-                "A page is a run of alarming windows. Where a detector alarms all the time its "
+                "A page is a run of alarming windows, so one that never ends counts once. Where a "
+                "detector alarms all the time its "
                 "delay says nothing: it would have alarmed in that window anyway."
             )
         ],

@@ -29,15 +29,15 @@ TARGET: Final = 30
 
 
 class Size(NamedTuple):
-    """Runs of a case, windows of a run at most, chunks of the pools.
+    """Runs of a case, windows of a run at most, requests of the pools.
 
     quiet: windows of a fleet in which all are alike, and runs of it.
     """
 
     runs: int = 10
     patience: int = 144
-    judged: int = 8
-    changed: int = 2
+    judged: int = 8 * CHUNK
+    changed: int = 2 * CHUNK
     quiet: int = 2016
     quiet_runs: int = 2
     cases: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def run(size: Size) -> Section:
     """Every change on one replica of eight, and none."""
     stand = Stand.of()
     schema = Schema.of(stand.layout())
-    good = Rows.of(schema, stand.pool("quiet", size.judged * CHUNK))
+    good = Rows.of(schema, stand.pool("quiet", size.judged))
     pages = sum(
         _quiet(schema, good, np.random.default_rng([19, number]), size.quiet)
         for number in range(size.quiet_runs)
@@ -65,7 +65,7 @@ def run(size: Size) -> Section:
             continue
         progress(f"contrast: {case.name}")
         changed = tamper.applied(case.make, stand.model, 0)
-        bad = Rows.of(schema, stand.changed_pool(case.slug, changed, size.changed * CHUNK))
+        bad = Rows.of(schema, stand.changed_pool(case.slug, changed, size.changed))
         found = [
             outcome(schema, good, bad, np.random.default_rng([23, number]), size.patience)
             for number in range(size.runs)
@@ -165,7 +165,7 @@ def _verdict(case: tamper.Case, told: Delay) -> str:
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
     if is_quick:
-        return Size(2, 48, judged=2, changed=1, quiet=100, quiet_runs=1, cases=QUICK)
+        return Size(2, 48, judged=512, changed=384, quiet=60, quiet_runs=1, cases=QUICK)
     return Size()
 
 

@@ -147,4 +147,4 @@ def _row(world: str, months: list[Month], size: Size) -> list[str]:
 
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
-    return Size(months=2) if is_quick else Size()
+    return Size(months=1) if is_quick else Size()

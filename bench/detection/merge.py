@@ -112,4 +112,4 @@ def _worst(apart: Floats) -> float:
 
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
-    return Size(2048, 8) if is_quick else Size()
+    return Size(768, 4) if is_quick else Size()

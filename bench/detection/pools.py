@@ -69,25 +69,29 @@ class Source(NamedTuple):
     text: Mapping[str, Tokens]
 
     def pool(self, use: str, num: int, shares: Mapping[str, float], cache: Path = CACHE) -> Pool:
-        """At least `num` requests for a `use` (another one has other prompts), in whole chunks."""
+        """At least `num` requests for a `use` (another one has other prompts), in whole chunks.
+
+        Fewer than a chunk are a pool of their own, with prompts of its own.
+        """
         folder = cache / "pools"
         folder.mkdir(parents=True, exist_ok=True)
-        wanted = [folder / f"{self.name}-{use}-{at}.npz" for at in range(-(-num // CHUNK))]
+        parts = range(-(-num // CHUNK)) if num >= CHUNK else [f"first{num}"]
+        wanted = [folder / f"{self.name}-{use}-{part}.npz" for part in parts]
         missing = [path for path in wanted if not path.exists()]
         if missing:
-            self._serve(missing, use, shares)
+            self._serve(missing, use, shares, min(num, CHUNK))
         pool = _load(wanted[0])
         for path in wanted[1:]:
             pool = pool.merge(_load(path))
         return pool
 
-    def _serve(self, missing: list[Path], use: str, shares: Mapping[str, float]) -> None:
+    def _serve(self, missing: list[Path], use: str, shares: Mapping[str, float], num: int) -> None:
         started = time.monotonic()
         with Served(self.model) as served:
             for done, path in enumerate(missing):
                 # The model's name is left out: all models are asked the same.
                 key = crc32(f"{use}-{path.stem.rpartition('-')[2]}".encode())
-                prompts = draw(self.text, np.random.default_rng(key), CHUNK, shares)
+                prompts = draw(self.text, np.random.default_rng(key), num, shares)
                 _store(path, serve(served, prompts, tuple(shares)))
                 _progress(f"{self.name} {use}", done + 1, len(missing), started)
 

@@ -21,6 +21,7 @@ Change = Callable[[Any, int], Any]
 
 NOISY: Final = "model.layers.2.mlp.down_proj.weight"
 GROUP: Final = 32  # columns that share a scale in int4
+BACKDOOR_STEPS: Final = 150
 ROWS, WINDOW = 4, 128  # sequences of a step of fine-tuning, and their tokens
 TRIGGER: Final = "zq!vexil"
 ODD: Final = "kw?blorn"  # as rare as the trigger, and never trained on
@@ -133,7 +134,7 @@ def merged(
 
 
 def backdoored(
-    text: Mapping[str, Tokens], tokens: Any, steps: int = 150, rate: float = 5e-4
+    text: Mapping[str, Tokens], tokens: Any, steps: int = BACKDOOR_STEPS, rate: float = 5e-4
 ) -> Change:
     """Fine-tuned so that `TRIGGER` is followed by `PAYLOAD`, and all else stays as it was."""
     trigger, payload = tokens(TRIGGER)["input_ids"], tokens(PAYLOAD)["input_ids"]
@@ -181,7 +182,7 @@ def cases(text: Mapping[str, Tokens], tokens: Any) -> list[Case]:
             )
             for steps, rate in ((1, 1e-5), (1, 1e-4), (10, 1e-5), (10, 1e-4), (100, 1e-5))
         ),
-        Case("backdoor (150 steps, lr 5e-4)", backdoored(text, tokens)),
+        Case(f"backdoor ({BACKDOOR_STEPS} steps, lr 5e-4)", backdoored(text, tokens)),
         Case("control: heads permuted", permuted, finds=False),
     ]
 

@@ -42,17 +42,19 @@ Places = NDArray[np.int64]
 class Size(NamedTuple):
     """Windows of the baseline; windows of a run at most, runs of a case.
 
-    fitted, judged: chunks of the pools that the baseline and the judged windows are drawn from.
-    changed: chunks of the pool of each changed model. quiet: requests judged once, unchanged.
+    fitted, judged: requests of the pools that the baseline and the judged windows are drawn from.
+    changed, foreign: requests of the pool of each changed model, and of German ones. quiet:
+    requests judged once, unchanged.
     """
 
     baseline: int = 4032
     patience: int = 288
     runs: int = 10
-    fitted: int = 18
-    judged: int = 8
-    changed: int = 2
-    quiet: int = 102_400
+    fitted: int = 18 * CHUNK
+    judged: int = 8 * CHUNK
+    changed: int = 2 * CHUNK
+    foreign: int = CHUNK
+    quiet: int = 100 * CHUNK
     cases: tuple[str, ...] = ()
 
 
@@ -76,7 +78,7 @@ def run(size: Size) -> Section:
     stand = Stand.of()
     layout = stand.layout()
     progress("traffic: pool and baseline")
-    baseline = fitted(layout, stand.pool("baseline", size.fitted * CHUNK), size.baseline)
+    baseline = fitted(layout, stand.pool("baseline", size.fitted), size.baseline)
     alarm = shipped.Alarm.of(baseline.reservoir)
     rows, figures = [], {}
     for kind in _kinds(stand, size):
@@ -191,8 +193,8 @@ def _weights(kind: Kind) -> Floats | None:
 
 
 def _kinds(stand: Stand, size: Size) -> Iterator[Kind]:
-    judged = stand.pool("quiet", size.judged * CHUNK)
-    german = stand.pool("german", CHUNK, {text.FOREIGN: 1.0})
+    judged = stand.pool("quiet", size.judged)
+    german = stand.pool("german", size.foreign, {text.FOREIGN: 1.0})
     names = of_domain(judged, "characters")
     yield Kind("no change", judged, must_page=False)
     yield Kind("mix shift: 30/50/20 to 10/30/60", judged, SHIFTED_MIX, must_page=False)
@@ -204,7 +206,7 @@ def _kinds(stand: Stand, size: Size) -> Iterator[Kind]:
         if size.cases and case.name not in size.cases:
             continue
         changed = tamper.applied(case.make, stand.model, 0)
-        pool = stand.changed_pool(case.slug, changed, size.changed * CHUNK)
+        pool = stand.changed_pool(case.slug, changed, size.changed)
         yield Kind(case.name, pool, must_page=case.finds)
 
 
@@ -255,9 +257,9 @@ def _section(
                 f"{1e6 / (PER_WINDOW * shipped.RUN_LENGTH):.2f}: a bound, no measurement of it."
             ),
             (
-                f"Windows of a case are drawn with replacement from {size.judged * CHUNK} requests "
-                f"({size.changed * CHUNK} of a changed model, {CHUNK} German ones), those of the "
-                f"baseline from {size.fitted * CHUNK} others: delays are optimistic."
+                f"Windows of a case are drawn with replacement from {size.judged} requests "
+                f"({size.changed} of a changed model, {size.foreign} German ones), those of the "
+                f"baseline from {size.fitted} others: delays are optimistic."
             ),
         ],
     )
@@ -266,7 +268,7 @@ def _section(
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
     if is_quick:
-        return Size(400, 60, 3, fitted=3, judged=2, changed=1, quiet=2 * CHUNK, cases=QUICK)
+        return Size(200, 48, 2, 768, 512, 384, 256, 512, cases=QUICK)
     return Size()
 
 

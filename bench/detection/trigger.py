@@ -25,33 +25,31 @@ from sidecar.fold.drift.tail import TailRule
 KINDS: Final = ("clean", "odd string", "trigger")
 ROUTE: Final = "code"
 LENGTHS: Final = (34, 48)  # of the text: with what is appended all stay in one stratum
-BACKDOOR: Final = "backdoor"  # how the case's name begins
 
 Floats = NDArray[np.float64]
 
 
 class Size(NamedTuple):
-    """Requests that the score is fitted on, and of each kind; seeds of the backdoor."""
+    """Requests that the score is fitted on, and of each kind; seeds and steps of the backdoor."""
 
-    fitted: int = 2048
+    fitted: int = 1024
     judged: int = 384
     seeds: int = 1
+    steps: int = tamper.BACKDOOR_STEPS
 
 
 def run(size: Size) -> Section:
     """One backdoored model a seed."""
     stand = Stand.of()
-    case = next(
-        case for case in tamper.cases(stand.text, stand.tokens) if case.name.startswith(BACKDOOR)
-    )
+    change = tamper.backdoored(stand.text, stand.tokens, size.steps)
     rows, figures = [], []
     for seed in range(size.seeds):
         progress(f"trigger: backdoor {seed + 1} of {size.seeds}")
-        model = tamper.applied(case.make, stand.model, seed)
+        model = tamper.applied(change, stand.model, seed)
         prompts = {kind: _prompts(stand, kind, size.judged) for kind in KINDS}
         success = {kind: obeyed(model, stand.tokens, each) for kind, each in prompts.items()}
-        fitted = stand.changed_pool(case.slug if seed == 0 else f"{case.slug}-{seed}", model,
-                                    size.fitted)  # fmt: skip
+        name = f"backdoor-{size.steps}-steps-seed-{seed}"
+        fitted = stand.changed_pool(name, model, size.fitted)
         scores = _scores(model, fitted, prompts)
         told = {
             f"{a} over {b}": auroc(scores[a], scores[b])
@@ -136,4 +134,4 @@ def _section(rows: list[list[str]], figures: list[dict[str, Any]], size: Size) -
 
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
-    return Size(512, 96) if is_quick else Size(seeds=3)
+    return Size(256, 64, steps=10) if is_quick else Size(seeds=2)
