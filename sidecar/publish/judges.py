@@ -37,7 +37,13 @@ class Served(NamedTuple):
     num_finished: int
 
 
-Told = Signatures | Status | Manifest | Served
+class Overflow(NamedTuple):
+    """How many elements of the residual stream were not finite so far, by layer."""
+
+    totals: dict[int, int]
+
+
+Told = Signatures | Status | Manifest | Served | Overflow
 
 _BY_BASELINE: Final = "set SIDECAR_BASELINE_FILE to what `sidecar baseline fit` wrote"
 
@@ -154,6 +160,8 @@ class Judges:
                 self._observe(name, body, now_ns)
             case Served(num_finished=num_finished):
                 self._count(num_finished, 0, now_ns)
+            case Overflow(totals=totals):
+                self._overflow(name, totals, now_ns)
             case Status() as body if heard.source.role == "engine":
                 self._execute(name, now_ns, identity=body.identity)
             case Manifest() as body if heard.source.role == "engine":
@@ -301,6 +309,12 @@ class Judges:
         if self._panel.integrity is not None and self._was_measured:
             self._panel.integrity.run(
                 "count", lambda channel: channel.count(num_finished, num_measured, now_ns)
+            )
+
+    def _overflow(self, source: str, totals: dict[int, int], now_ns: int) -> None:
+        if self._panel.integrity is not None:
+            self._panel.integrity.run(
+                "look for overflow", lambda channel: channel.overflow(source, totals, now_ns)
             )
 
     def _tell(self, made: Deployment) -> None:

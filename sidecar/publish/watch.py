@@ -15,12 +15,13 @@ from concurrent.futures import TimeoutError as NotInTime
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
+import numpy as np
 
 from sidecar.errors import StateError, WatchError
-from sidecar.publish.judges import DriftView, Heard, Judges, Served, Told
+from sidecar.publish.judges import DriftView, Heard, Judges, Overflow, Served, Told
 from sidecar.publish.mailbox import Mailbox
 from sidecar.store.snapshot import Snapshot
-from sidecar.wire.frame import Body, Frame, Manifest, Serving, Signatures, Status
+from sidecar.wire.frame import Body, Frame, Layers, Manifest, Serving, Signatures, Status
 
 MAX_BYTES: Final = 32 << 20
 ASK_SECONDS: Final = 2.0
@@ -202,6 +203,9 @@ def _stalled(view: DriftView, seconds: float) -> DriftView:
 def _of_interest(body: Body) -> Told | None:
     """What a frame holds for drift: final signatures, what is executed, what was served."""
     match body:
+        case Layers():
+            counts = np.frombuffer(body.moments.nonfinite, "<u8").tolist()
+            return Overflow(dict(zip(body.layers, counts, strict=True)))
         case Signatures():
             final = [each for each in body.signatures if each.is_final]
             return Signatures(body.layout, final) if final else None

@@ -272,3 +272,18 @@ def test_a_panel_folds_by_its_baseline_only_what_is_of_its_layout() -> None:
     assert panel.open_windows(Schema.of(LAYOUT))[1] == baseline().digest
     assert panel.open_windows(Schema.of(Layout([9])))[1] == ""
     assert panel_of(TERMS, None).open_windows(Schema.of(LAYOUT))[1] == ""
+
+
+def test_a_nan_in_the_residual_stream_is_a_page_without_any_baseline() -> None:
+    """As the tap counts it, in the frame that says so, with the layer."""
+    made = Deployed()
+    calm = fakes.layers()
+    calm.moments.nonfinite = bytes(len(calm.moments.nonfinite))
+    made.hear(calm)
+    made.watch.turn()
+    assert made.verdict("integrity").state is ChannelState.ARMED
+
+    made.hear(fakes.layers())  # one element in layer 1, two in layer 2
+    made.watch.turn()
+    assert made.verdict("integrity").state is ChannelState.PAGE
+    assert {cause.layer for cause in made.verdict("integrity").causes} == {1, 2}

@@ -1,6 +1,7 @@
 """The integrity channel: catastrophic rules, which page at once.
 
-    non-finite    a request has an infinite value
+    overflow      the residual stream held NaN or Inf, by the tap's own count
+    non-finite    a request's signature has an infinite value
     constant      what was constant in the baseline had another value
     extreme       3 streams or more beyond 8 sd of the baseline in 2 windows one after the other
     header        another model, dtype, kernel, ... executes, and nobody announced a deployment
@@ -30,15 +31,17 @@ from sidecar.fold.drift.window import Window
 SILENT_NS: Final = 300 * 10**9  # one window's length
 MIN_SILENT_REQUESTS: Final = 30  # as many as a window needs
 ANNOUNCED_NS: Final = 6 * 3600 * 10**9  # for so long a deployment may take to arrive
-_RULES: Final = ("nonfinite", "constant", "extreme", "header", "silent")
+_RULES: Final = ("overflow", "nonfinite", "constant", "extreme", "header", "silent")
 _SAID: Final = {
+    "overflow": "NaN or Inf in the residual stream: what was answered since is not to be trusted",
     "nonfinite": "not finite: look for overflow, a broken kernel or broken weights",
     "constant": "constant in the baseline and no longer: another model or engine is running",
     "extreme": f"more than {EXTREME_SD:.0f} sd from the baseline in 2 windows running",
     "header": "not what the baseline was made of; announce deployments, or look who changed it",
     "silent": "requests finish but the tap measures none of them; look at its state",
 }
-_VERSION: Final = 1
+_MAX_SOURCES: Final = 256
+_VERSION: Final = 2
 
 
 class Announcement(NamedTuple):
@@ -73,6 +76,7 @@ class IntegrityChannel:
         self._found: dict[str, tuple[_Found, ...]] = dict.fromkeys(_RULES, ())
         self._seen: dict[str, set[str]] = {rule: set() for rule in _RULES}
         self._accepted: set[str] = set()  # header values that an announcement covered
+        self._overflowed: dict[str, dict[int, int]] = {}  # elements so far, by source and layer
         self._silence = (0, 0)  # requests without a measurement, and since when
         self._latch = Latch()
         self._judged_ns = 0
@@ -120,6 +124,24 @@ class IntegrityChannel:
         self._judge("silent", found, now_ns)
         return self.get(now_ns)
 
+    def overflow(self, source: str, totals: Mapping[int, int], now_ns: int) -> Verdict:
+        """Take how many elements of the residual stream were NaN or Inf so far, by layer.
+
+        A total that shrank is that of a new life of the source. Needs no baseline.
+        """
+        before = self._overflowed.get(source, {})
+        if source in self._overflowed or len(self._overflowed) < _MAX_SOURCES:
+            self._overflowed[source] = {layer: n for layer, n in totals.items() if n}
+        since = {each.key: each.cause.since_ns for each in self._found["overflow"]}
+        found = [each for each in self._found["overflow"] if each.key.split("/")[0] != source]
+        for layer, total in totals.items():
+            if total and total != before.get(layer, 0):
+                key = f"{source}/{layer}"
+                cause = _cause("overflow/residual", since.get(key, now_ns))
+                found.append(_Found(key, cause._replace(layer=layer)))
+        self._judge("overflow", found, now_ns)
+        return self.get(now_ns)
+
     def announce(self, now_ns: int, note: str) -> None:
         """A deployment: what the header shows changed, now and in the next 6 hours, is wanted."""
         self.announcement = Announcement(now_ns, note)
@@ -154,6 +176,7 @@ class IntegrityChannel:
             "seen": {rule: sorted(keys) for rule, keys in self._seen.items()},
             "accepted": sorted(self._accepted),
             "silence": list(self._silence),
+            "overflowed": {name: dict(totals) for name, totals in self._overflowed.items()},
             "announcement": msgspec.to_builtins(self.announcement),
             "latch": self._latch.export(),
             "judged_ns": self._judged_ns,
@@ -171,6 +194,7 @@ class IntegrityChannel:
         self._extremes.runs, self._latch = runs, latch
         self._found, self._seen = state.found, state.seen
         self._accepted, self._silence = state.accepted, state.silence
+        self._overflowed = state.overflowed
         self.announcement, self._judged_ns = state.announcement, state.judged_ns
 
     @property
@@ -226,7 +250,7 @@ class IntegrityChannel:
 
     def _calm_reason(self) -> str:
         if self._baseline is None:
-            return "no baseline: only the tap's silence is judged; fit one and configure it"
+            return "no baseline: only NaN, Inf and the tap's silence are judged; fit one"
         note = f"; deployment announced: {self.announcement.note}" if self.announcement else ""
         return f"no catastrophic rule is broken{note}"
 
@@ -236,6 +260,7 @@ class _State(NamedTuple):
     seen: dict[str, set[str]]
     accepted: set[str]
     silence: tuple[int, int]
+    overflowed: dict[str, dict[int, int]]
     announcement: Announcement | None
     judged_ns: int
 

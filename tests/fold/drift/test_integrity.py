@@ -227,3 +227,52 @@ def test_a_foreign_state_is_refused() -> None:
             channel.restore(state)
 
     assert channel.export() == before
+
+
+def test_a_value_that_is_not_finite_pages_without_a_baseline() -> None:
+    """By the tap's own count, which a signature does not show; the layer is named."""
+    channel = IntegrityChannel()
+    assert channel.overflow("engine", {0: 0, 5: 0}, START).state is ARMED
+
+    verdict = channel.overflow("engine", {0: 0, 5: 3}, START + 1)
+    assert (verdict.state, verdict.since_ns) == (PAGE, START + 1)
+    assert [(cause.signal, cause.layer) for cause in verdict.causes] == [("residual", 5)]
+    assert "NaN or Inf" in verdict.reason
+
+
+def test_an_overflow_that_was_seen_pages_again_when_it_grows_again() -> None:
+    """Not while the count stands still, nor because it goes on; another layer's is another."""
+    channel = IntegrityChannel()
+    channel.overflow("engine", {5: 3}, START)
+    channel.overflow("engine", {5: 4}, START + 1)
+    channel.acknowledge(START + 2)
+    assert channel.overflow("engine", {5: 5}, START + 3).state is ARMED  # it never stopped
+    assert channel.overflow("engine", {5: 5}, START + 4).state is ARMED
+
+    assert channel.overflow("engine", {5: 6}, START + 5).state is PAGE
+    channel.acknowledge(START + 6)
+    assert channel.overflow("engine", {5: 6, 7: 1}, START + 7).state is PAGE
+
+
+def test_sources_overflow_each_for_itself() -> None:
+    """One that is well does not clear what another one found, and a restart counts from 0."""
+    channel = IntegrityChannel()
+    channel.overflow("bad", {1: 2}, START)
+    verdict = channel.overflow("good", {1: 0}, START + 1)
+    assert (verdict.level, len(verdict.causes)) == (1, 1)
+
+    channel.overflow("bad", {1: 2}, START + 2)
+    channel.acknowledge(START + 3)
+    assert channel.overflow("bad", {1: 1}, START + 4).state is PAGE  # fewer: a new life, not finite
+
+
+def test_what_overflowed_before_a_restart_is_not_told_again() -> None:
+    """The counts are part of the state; a first look at what is not finite is a page."""
+    channel, other = IntegrityChannel(), IntegrityChannel()
+    channel.overflow("engine", {5: 3}, START)
+    channel.acknowledge(START + 1)
+    channel.overflow("engine", {5: 3}, START + 2)
+    other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(channel.export())))
+
+    assert other.overflow("engine", {5: 3}, START + 3).state is ARMED
+    assert IntegrityChannel().overflow("engine", {5: 3}, START + 3).state is PAGE
