@@ -18,10 +18,11 @@ import numpy as np
 from bench.detection import bounds, noise, rounds, tamper
 from bench.detection.report import Delay, Section, progress
 from bench.detection.stand import Stand
-from sidecar.fold.drift.canary_judge import Judge, Pace
+from sidecar.fold.drift.canary_judge import HARD, Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStreams
 from sidecar.publish.suite import read_suite
+from sidecar.wire.frame import Identity
 
 FLOORS: Final[tuple[noise.Sum, ...]] = ("float32", "bfloat16")
 SECONDS: Final = 300  # between rounds
@@ -52,6 +53,20 @@ class Seen(NamedTuple):
     onset: int
 
 
+class Lazily:
+    """A changed model, made when it is served: rounds out of the cache need none."""
+
+    def __init__(self, case: tamper.Case, model: Any, seed: int) -> None:
+        self._arguments = (case.make, model, seed)
+        self._made: Any = None
+
+    def __call__(self) -> Any:
+        """The model, always the same."""
+        if self._made is None:
+            self._made = tamper.applied(*self._arguments)
+        return self._made
+
+
 def run(size: Size) -> Section:
     """Both floors, every change, every seed."""
     stand = Stand.of()
@@ -70,19 +85,22 @@ def run(size: Size) -> Section:
         found[case.name] = {floor: [] for floor in FLOORS}
         for seed in range(size.seeds):
             progress(f"canary: {case.name}, seed {seed + 1} of {size.seeds}")
-            made = tamper.applied(case.make, stand.model, seed)
-            changed[case.name] = tamper.changed(stand.model, made)
+            made = Lazily(case, stand.model, seed)
+            if seed == 0:
+                changed[case.name] = tamper.changed(stand.model, made())
             for floor in FLOORS:
                 name = f"{case.slug}-{seed}"
                 held = rounds.kept(name, made, floor, stand.asked, size.rounds, stand.cache)
                 found[case.name][floor].append(seen(judges[floor], streams, held))
     differs = digest(stand.model) != digest(tamper.applied(tamper.permuted, stand.model, 0))
-    return _section(cases, found, changed, quiet, differs=differs, size=size)
+    etas = {floor: judge.eta for floor, judge in judges.items()}
+    return _section(cases, found, changed, quiet, etas, differs=differs, size=size)
 
 
 def learnt(streams: CanaryStreams, held: rounds.Rounds, pace: Pace) -> Judge:
     """A judge that has taken `held` for benign."""
     judge = Judge("engine-dp0-pp0-tp0", streams, pace, held.values.shape[1])
+    judge.identify(Identity(dtype="bfloat16"))
     for number in range(len(held.values)):
         judge.update(round_of(streams, held, number))
     return judge
@@ -98,8 +116,10 @@ def seen(judge: Judge, streams: CanaryStreams, held: rounds.Rounds) -> Seen:
         judge.update(round_of(streams, held, number))
         pair = np.nan_to_num(np.minimum(judge.score, judge.before) / judge.limit)
         share = max(share, float(pair.max()))
+        is_beyond = bool((pair * HARD > 1).any())  # the limit is HARD times what is benign
         hard = min(hard, number + 1.0) if pair.max() >= 1 else hard
-        evidence = min(evidence, number + 1.0) if judge.evidence.is_alarming else evidence
+        if judge.evidence.is_alarming and is_beyond:
+            evidence = min(evidence, number + 1.0)
         if onset < 0 and min(hard, evidence) < np.inf:
             told = judge.onset()
             onset = -1 if told is None else told
@@ -134,7 +154,9 @@ def _benign(
             f"canary: benign rounds under {floor}, {size.batch * number} of {size.batch * num}"
         )
         name = f"benign-{number}"
-        parts.append(rounds.kept(name, stand.model, floor, stand.asked, size.batch, stand.cache))
+        parts.append(
+            rounds.kept(name, lambda: stand.model, floor, stand.asked, size.batch, stand.cache)
+        )
     held = rounds.Rounds(np.concatenate([part.values for part in parts]), parts[0].num_tokens)
     pace = Pace.of(SECONDS)._replace(num_rounds=size.learnt)
     judge = learnt(streams, held._replace(values=held.values[: size.learnt]), pace)
@@ -152,6 +174,7 @@ def _section(
     found: Mapping[str, Mapping[str, Sequence[Seen]]],
     changed: Mapping[str, float],
     quiet: Mapping[str, int],
+    etas: Mapping[str, float],
     *,
     differs: bool,
     size: Size,
@@ -182,6 +205,7 @@ def _section(
         {
             "size": size._asdict(),
             "prompts": f"bundled suite, cut at {rounds.MOST_TOKENS} tokens",
+            "eta": dict(etas),
             "benign_pages": dict(quiet),
             "benign_rounds": size.quiet,
             "permuted_digest_differs": differs,
@@ -205,7 +229,11 @@ def _section(
                 f"Benign rounds after learning: {sum(quiet.values())} pages in {exposure} rounds, "
                 f"at most {upper:.3f} a round (95 %): a bound only."
             ),
-            f"A round is {prompts} requests. Repeats reach a third of the hard limit.",
+            (
+                f"A round is {prompts} requests; {size.rounds} were served of each change, of "
+                f"{size.seeds} seeds. Repeats reach a third of the hard limit. Long-run eta of the "
+                f"benign rounds: {', '.join(f'{eta:.2f} ({name})' for name, eta in etas.items())}."
+            ),
             "Heads permuted: the digest of the file "
             + ("differs, as it must." if differs else "IS THE SAME, and must differ."),
         ],

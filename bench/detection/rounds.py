@@ -6,7 +6,7 @@ rounds are kept under `.cache/` and fixed by their names; the draw of the noise 
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -53,18 +53,18 @@ def serve(model: Any, asked: Sequence[Sequence[int]], num: int) -> Rounds:
 
 def kept(
     name: str,
-    model: Any,
+    make: Callable[[], Any],
     accumulator: noise.Sum,
     asked: Sequence[Sequence[int]],
     num: int,
     cache: Path = CACHE,
 ) -> Rounds:
-    """`num` rounds of `model` under noise, out of the cache where they are."""
+    """`num` rounds of the model that `make` gives, under noise; out of the cache where they are."""
     path = cache / "rounds" / f"{name}-{accumulator}-{num}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"rounds: {path.stem}", file=sys.stderr, flush=True)
-        noisy = noise.split(copy.deepcopy(model), crc32(path.stem.encode()), accumulator)
+        noisy = noise.split(copy.deepcopy(make()), crc32(path.stem.encode()), accumulator)
         made = serve(noisy, asked, num)
         torn = path.with_suffix(".part.npz")
         np.savez(torn, **made._asdict())

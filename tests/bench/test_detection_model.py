@@ -158,7 +158,7 @@ def test_rounds_of_canaries_repeat_exactly_without_noise_and_not_with_it(model, 
     calm = rounds.serve(model, asked, 2)
     assert calm.num_tokens.tolist() == [35, 50]
     assert np.array_equal(calm.values[0], calm.values[1], equal_nan=True)
-    noisy = rounds.kept("test", model, "bfloat16", asked, 2, tmp_path)
+    noisy = rounds.kept("test", lambda: model, "bfloat16", asked, 2, tmp_path)
     assert not np.array_equal(noisy.values[0], noisy.values[1], equal_nan=True)
     again = rounds.kept("test", None, "bfloat16", asked, 2, tmp_path)
     assert np.array_equal(again.values, noisy.values, equal_nan=True)
@@ -186,8 +186,8 @@ def test_a_bad_replica_is_named_and_like_ones_are_not() -> None:
     strata = np.zeros(400, np.int64)
     good = contrast.Rows(["a"], strata, rng.standard_normal((400, schema.num_streams)))
     bad = good._replace(values=good.values + 1.0)
-    assert contrast.outcome(schema, good, bad, rng, 24).is_right
-    assert contrast.outcome(schema, good, good, rng, 8).delay == np.inf
+    assert contrast.outcome(schema, good, bad, rng, 24, 60).is_right
+    assert contrast.outcome(schema, good, good, rng, 8, 60).delay == np.inf
 
 
 def test_merged_replicas_are_the_pooled_fit() -> None:
