@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +97,46 @@ def test_the_demo_shows_a_live_tap_at_every_layer(start: Callable[..., Demo]) ->
     served, failed = (int(last_table.partition("requests: ")[2].split()[place]) for place in (0, 2))
     assert served > 5
     assert failed == 0
+    demo.check_gone(processes)
+
+
+def test_a_tampered_model_turns_the_canary_to_page(start: Callable[..., Demo]) -> None:
+    """Armed and quiet before; within two minutes of the tampering it pages, and names the layer."""
+    demo = start("--tamper")
+    processes = demo.wait_for_requests()
+
+    def canary() -> dict[str, Any]:
+        channels = get_json(f"http://127.0.0.1:{demo.api_port}/v1/drift")["channels"]
+        return next(each for each in channels if each["channel"] == "canary")
+
+    def tampered_with() -> int | None:
+        assert demo.process.poll() is None, demo.text
+        if "could not be tampered with" in demo.text:
+            raise AssertionError(demo.text)
+        found = re.search(r"tampered with layer (\d+)", demo.text)
+        if found is None:
+            assert canary()["state"] in {"collecting", "armed"}, demo.text
+        return None if found is None else int(found[1]) + 1  # never a false value
+
+    layer = wait_for(tampered_with, "the intruder strikes", 2 * START_SECONDS) - 1
+    struck = time.time()
+    verdict = wait_for(
+        lambda: (said := canary())["state"] == "page" and said, "the canary pages", 120.0
+    )
+    assert f"from layer {layer} on" in verdict["reason"]
+    moved = {each["layer"] for each in verdict["causes"] if each["share"] >= 1}
+    assert min(moved - {None}) == layer
+    assert abs(verdict["since_ns"] / 1e9 - struck) < 120
+    wait_for(lambda: "canary: page" in demo.text, "the screen says so", 30.0)
+    # The files are as they were: it takes a canary to see this.
+    (engine,) = [
+        source
+        for source in get_json(f"http://127.0.0.1:{demo.api_port}/v1/status")["sources"]
+        if source["role"] == "engine"
+    ]
+    assert (engine["manifest"]["state"], engine["manifest"]["reason"]) == ("complete", "")
+    os.killpg(demo.process.pid, signal.SIGINT)
+    assert demo.process.wait(30) == 0, demo.text
     demo.check_gone(processes)
 
 
