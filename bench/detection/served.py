@@ -6,9 +6,11 @@ every signature, so nothing is lost to a pump that fell behind; a request withou
 """
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -55,6 +57,11 @@ class Served:
             requests=False,
         )
         self._receiver = Receiver(config.socket)
+        # Read while the model generates: the channel holds a few seconds of frames, then drops.
+        self._told: SimpleQueue[Signatures] = SimpleQueue()
+        self._is_over = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self._tap = attach(model, config=config, max_rows=1 << 15, max_requests=MOST_AT_ONCE)
         self._num_asked = 0
         self.layout = Layout([])
@@ -69,6 +76,8 @@ class Served:
         trace: TracebackType | None,
     ) -> None:
         self._tap.detach()
+        self._is_over.set()
+        self._reader.join()
         self._receiver.close()
         self._folder.cleanup()
 
@@ -90,14 +99,20 @@ class Served:
         found: dict[str, Signature] = {}
         until = time.monotonic() + PATIENCE_SECONDS
         while not found.keys() >= set(ids):
-            data = self._receiver.receive(max(0.0, until - time.monotonic()))
-            if data is None:
-                raise TimeoutError(f"{len(ids) - len(found)} of {len(ids)} signatures are missing")
-            body = unpack(data).body
-            if isinstance(body, Signatures):
-                self.layout = body.layout
-                found |= {each.id: each for each in body.signatures if each.is_final}
+            try:
+                body = self._told.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty as error:
+                missing = f"{len(ids) - len(found)} of {len(ids)} signatures are missing"
+                raise TimeoutError(missing) from error
+            self.layout = body.layout
+            found |= {each.id: each for each in body.signatures if each.is_final}
         return [found[each] for each in ids]
+
+    def _read(self) -> None:
+        while not self._is_over.is_set():
+            data = self._receiver.receive(0.2)
+            if data is not None and isinstance(body := unpack(data).body, Signatures):
+                self._told.put(body)
 
 
 def batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
