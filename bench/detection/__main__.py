@@ -5,6 +5,7 @@ python -m bench.detection [--quick] [--only SECTION,...] [--results FOLDER]
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ MODEL: Final = ("canary", "traffic", "trigger")  # what `--only model` stands fo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print and write; 1 when a comparison is void."""
     options = _options(arguments)
+    # Before torch is loaded: matrices are small, and threads that wait for each other cost more
+    # than they bring where others are at work too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     is_void = False
     for name in options.only:
         module = importlib.import_module(f"bench.detection.{SECTIONS[name]}")

@@ -37,6 +37,7 @@ class Size(NamedTuple):
     rounds: int = 6
     seeds: int = 5
     batch: int = 50  # benign rounds that are kept together
+    floors: tuple[noise.Sum, ...] = FLOORS
     cases: tuple[str, ...] = ()  # names; () is all of them
 
 
@@ -77,18 +78,18 @@ def run(size: Size) -> Section:
         if not size.cases or case.name in size.cases
     ]
     judges, quiet = {}, {}
-    for floor in FLOORS:
+    for floor in size.floors:
         judges[floor], quiet[floor] = _benign(stand, streams, floor, size)
     found: dict[str, dict[str, list[Seen]]] = {}
     changed: dict[str, float] = {}
     for case in cases:
-        found[case.name] = {floor: [] for floor in FLOORS}
+        found[case.name] = {floor: [] for floor in size.floors}
         for seed in range(size.seeds):
             progress(f"canary: {case.name}, seed {seed + 1} of {size.seeds}")
             made = Lazily(case, stand.model, seed)
             if seed == 0:
                 changed[case.name] = tamper.changed(stand.model, made())
-            for floor in FLOORS:
+            for floor in size.floors:
                 name = f"{case.slug}-{seed}"
                 held = rounds.kept(name, made, floor, stand.asked, size.rounds, stand.cache)
                 found[case.name][floor].append(seen(judges[floor], streams, held))
@@ -183,7 +184,7 @@ def _section(
     missed = []
     for case in cases:
         row = [case.name, f"{changed[case.name]:.1%}"]
-        for floor in FLOORS:
+        for floor in size.floors:
             held = found[case.name][floor]
             row += _cells(held)
             both = Delay.of(min(each.hard, each.evidence) for each in held)
@@ -192,11 +193,11 @@ def _section(
             if not case.finds and both.missed < both.runs:
                 missed.append(f"{case.name} under {floor} PAGED, and must not")
         rows.append(row)
-    exposure = size.quiet * len(FLOORS)
+    exposure = size.quiet * len(size.floors)
     prompts = len(read_suite().prompts)
     upper = bounds.upper_rate(sum(quiet.values()), exposure)
     columns = ["change", "weights changed"]
-    for floor in FLOORS:
+    for floor in size.floors:
         columns += [f"{floor} sums: hard rule", "e-SR", "of the hard limit", "onset layer"]
     return Section(
         "Canary: rounds from a change of the model to the page, median / p90",
@@ -257,7 +258,7 @@ def _finite(delay: float) -> float | None:
 def settings(*, is_quick: bool) -> Size:
     """The full size, or one that keeps the quick run short."""
     if is_quick:
-        return Size(learnt=20, quiet=2, rounds=3, seeds=1, batch=22, cases=QUICK)
+        return Size(learnt=20, quiet=2, rounds=3, seeds=1, batch=22, floors=FLOORS[:1], cases=QUICK)
     return Size()
 
 
