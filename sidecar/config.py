@@ -127,7 +127,27 @@ class TapConfig(Shared):
         return cls.read({name: value for name, value in environ.items() if name in known})
 
 
-class ExporterConfig(Shared):
+class Judging(BaseModel):
+    """Keys of whoever judges windows; the exporter's docstring says what each means."""
+
+    preset: Literal["production", "demo"] = "production"
+    window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
+    state_dir: Path | None = None
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether windows are short for a demonstration."""
+        return self.preset == "demo"
+
+    @property
+    def window_ns(self) -> int:
+        """Length of a window in force: as given, else as the preset has it."""
+        is_given = "window_seconds" in self.model_fields_set
+        seconds = DEMO_WINDOW_SECONDS if self.is_demo and not is_given else self.window_seconds
+        return round(seconds * 1e9)
+
+
+class ExporterConfig(Shared, Judging):
     """Keys of the exporter.
 
     metrics_host, metrics_port: where /metrics and health are served.
@@ -167,9 +187,6 @@ class ExporterConfig(Shared):
     metrics_file: Path | None = None
     stale_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0
     max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
-    preset: Literal["production", "demo"] = "production"
-    window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
-    state_dir: Path | None = None
     record: bool = False
     baseline_file: Path | None = None
     baseline_key_file: Path | None = None
@@ -193,25 +210,13 @@ class ExporterConfig(Shared):
                 f"{PREFIX}CANARY_API_KEY_FILE: {error}; give a text file this user can read"
             ) from error
 
-    @property
-    def is_demo(self) -> bool:
-        """Whether windows are short for a demonstration."""
-        return self.preset == "demo"
-
-    @property
-    def window_ns(self) -> int:
-        """Length of a window in force: as given, else as the preset has it."""
-        is_given = "window_seconds" in self.model_fields_set
-        seconds = DEMO_WINDOW_SECONDS if self.is_demo and not is_given else self.window_seconds
-        return round(seconds * 1e9)
-
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
         """Settings from `environ`."""
         return _validate(cls, _from_environ(environ, cls))
 
 
-class FleetConfig(BaseModel):
+class FleetConfig(Judging):
     """Keys of the fleet job, which compares the replicas of one deployment.
 
     fleet_prometheus: address of Prometheus' HTTP API, which knows the exporters.
@@ -236,21 +241,6 @@ class FleetConfig(BaseModel):
     fleet_port: Annotated[int, Field(ge=0, le=65535)] = FLEET_PORT
     fleet_poll_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 30.0
     fleet_timeout_seconds: Annotated[float, Field(ge=0.1, le=60.0)] = 5.0
-    preset: Literal["production", "demo"] = "production"
-    window_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 300.0
-    state_dir: Path | None = None
-
-    @property
-    def is_demo(self) -> bool:
-        """Whether windows are short for a demonstration."""
-        return self.preset == "demo"
-
-    @property
-    def window_ns(self) -> int:
-        """Length of a window in force: as given, else as the preset has it."""
-        is_given = "window_seconds" in self.model_fields_set
-        seconds = DEMO_WINDOW_SECONDS if self.is_demo and not is_given else self.window_seconds
-        return round(seconds * 1e9)
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:

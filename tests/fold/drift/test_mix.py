@@ -2,13 +2,13 @@
 
 import math
 
-import msgspec
 import numpy as np
 import pytest
 
 from sidecar.errors import StateError
 from sidecar.fold.drift.mix import MixChannel, excess, shares_of
 from sidecar.fold.drift.verdict import ChannelState
+from tests.fold.drift.laws import goes_on_where_it_stopped
 from tests.fold.drift.references import FIVE_MINUTES, START, STRATA, baseline, window
 
 WEEK = baseline()
@@ -110,17 +110,7 @@ def test_a_split_anywhere_changes_nothing(at: int) -> None:
     rng = np.random.default_rng(52)
     windows = [window(rng, k, num_requests=(60, 40, 0)) for k in range(50)]
     windows += [window(rng, k, num_requests=(20, 80, 0)) for k in range(50, 60)]
-    whole, first, second = (MixChannel(WEEK) for _ in range(3))
-    for each in windows:
-        whole.update(each)
-    for each in windows[:at]:
-        first.update(each)
-    second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.export())))
-    for each in windows[at:]:
-        second.update(each)
-
-    assert second.export() == whole.export()
-    assert second.get(0) == whole.get(0)
+    goes_on_where_it_stopped(lambda: MixChannel(WEEK), windows, at)
 
 
 def test_a_foreign_state_is_refused() -> None:

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from statistics import NormalDist
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +24,7 @@ from sidecar.fold.drift.tail import (
 from sidecar.fold.drift.verdict import ChannelState
 from sidecar.fold.drift.window import Tail
 from sidecar.wire.signature import entries
+from tests.fold.drift.laws import goes_on_where_it_stopped
 from tests.fold.drift.references import LAYOUT, START, baseline, window
 
 NAMES = list(entries(LAYOUT))
@@ -204,17 +204,7 @@ def test_a_split_anywhere_changes_nothing(at: int) -> None:
     """Export, pack, unpack, restore into a new channel and go on: equal to the bit."""
     rng = np.random.default_rng(68)
     windows = [window(rng, k, tail=Tail(100, 2 * (k > 4))) for k in range(12)]
-    whole, first, second = (TailChannel(REFERENCE) for _ in range(3))
-    for each in windows:
-        whole.update(each)
-    for each in windows[:at]:
-        first.update(each)
-    second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.export())))
-    for each in windows[at:]:
-        second.update(each)
-
-    assert second.export() == whole.export()
-    assert second.get(0) == whole.get(0)
+    goes_on_where_it_stopped(lambda: TailChannel(REFERENCE), windows, at)
 
 
 def test_a_foreign_state_is_refused() -> None:

@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,7 @@ from sidecar.fold.drift.policy import Policy
 from sidecar.fold.drift.traffic import SCALE, TrafficChannel, judgeable
 from sidecar.fold.drift.verdict import MAX_CAUSES, ChannelState
 from sidecar.wire.signature import Layout
+from tests.fold.drift.laws import goes_on_where_it_stopped
 from tests.fold.drift.references import FIVE_MINUTES, HEADER, SCHEMA, START, P, baseline, window
 
 WEEK = baseline()
@@ -201,17 +201,7 @@ def test_a_split_anywhere_changes_nothing(at: int, shift: float) -> None:
     """Export, pack, unpack, restore into a new channel and go on: equal to the bit."""
     rng = np.random.default_rng(24)
     windows = [window(rng, k, shift=shift) for k in range(30)]
-    whole, first, second = (TrafficChannel(WEEK) for _ in range(3))
-    for each in windows:
-        whole.update(each)
-    for each in windows[:at]:
-        first.update(each)
-    second.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(first.export())))
-    for each in windows[at:]:
-        second.update(each)
-
-    assert second.export() == whole.export()
-    assert second.get(0) == whole.get(0)
+    goes_on_where_it_stopped(lambda: TrafficChannel(WEEK), windows, at)
 
 
 def test_a_state_of_another_baseline_is_refused() -> None:
