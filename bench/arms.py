@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sidecar.config import TapConfig
-from sidecar.publish.collectors import UNOBSERVED
+from sidecar.publish.metrics.collectors import UNOBSERVED
 
 OFF, ON, EVERYTHING = "off", "on", "everything"
 # Two at a time, one of them off: a third engine would not fit into memory beside them on a small

@@ -31,8 +31,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from bench.machine import describe
 from sidecar.fold.reducer import Limits, Reducer, Snapshot
-from sidecar.publish.metrics import Exposition
-from sidecar.publish.selection import Selection
+from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.metrics.selection import Selection
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body, Frame, Header, Source, pack, unpack
 from sidecar.wire.synthetic import SyntheticEngine

@@ -60,7 +60,7 @@ class ChannelError(SidecarError):
 class FleetError(SidecarError):
     """Prometheus, or an exporter of the fleet, does not answer, or not as it must.
 
-    `cause` is one of `sidecar.publish.fetching.CAUSES`, and becomes the label of a counter.
+    `cause` is one of `sidecar.publish.fleet.fetching.CAUSES`, and becomes the label of a counter.
     """
 
     def __init__(self, cause: str, message: str) -> None:

@@ -72,7 +72,7 @@ def test_the_base_loads_neither_side() -> None:
 
 def test_the_fold_and_the_command_load_neither_side() -> None:
     """`sidecar metrics` runs with base dependencies, and a fold needs numpy only."""
-    doors = [*modules("fold", "commands"), "sidecar.cli", "sidecar.publish.reference"]
+    doors = [*modules("fold", "commands"), "sidecar.cli", "sidecar.publish.metrics.reference"]
     present, imported = loaded(doors)
 
     assert imported == set(doors)

@@ -10,7 +10,7 @@ import sidecar
 from sidecar import cli
 from sidecar.commands.serve import exporter_config
 from sidecar.config import ExporterConfig
-from sidecar.publish.reference import reference
+from sidecar.publish.metrics.reference import reference
 from sidecar.wire.frame import SCHEMA
 from sidecar.wire.signals import METRICS
 

@@ -21,7 +21,7 @@ from bench.detection.stand import Stand
 from sidecar.fold.drift.canary_judge import HARD, Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStreams
-from sidecar.publish.suite import read_suite
+from sidecar.publish.canary.suite import read_suite
 from sidecar.wire.frame import Identity
 
 FLOORS: Final[tuple[noise.Sum, ...]] = ("float32", "bfloat16")

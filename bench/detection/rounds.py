@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bench.detection import noise
 from bench.detection.pools import CACHE
 from bench.detection.served import Served, batches
-from sidecar.publish.suite import read_suite
+from sidecar.publish.canary.suite import read_suite
 
 AT_ONCE: Final = 16  # of the suite's prompts in one pass: short ones are not padded to long ones
 MOST_TOKENS: Final = 96  # long prompts are cut there, which halves the time of a run

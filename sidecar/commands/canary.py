@@ -7,7 +7,7 @@ from typing import Final
 
 from sidecar.commands.command import needs
 from sidecar.config import PREFIX, ExporterConfig
-from sidecar.publish.suite import Suite, read_suite
+from sidecar.publish.canary.suite import Suite, read_suite
 
 HELP: Final = "known-safe tasks: check a suite, or replay it once against the served model"
 _FAILED: Final = 1
@@ -52,7 +52,7 @@ def _show(suite: Suite) -> int:
 
 def _once(config: ExporterConfig, suite: Suite) -> int:
     with needs("exporter", "sending canaries"):
-        from sidecar.publish.canary import create_runner
+        from sidecar.publish.canary.runner import create_runner
     outcome = create_runner(config, suite).run_round()
     print(
         f"{outcome.name}: {outcome.num_answered} of {outcome.num_asked} prompts answered"

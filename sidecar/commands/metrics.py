@@ -12,7 +12,7 @@ def add(_: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Print it."""
-    from sidecar.publish.reference import reference
+    from sidecar.publish.metrics.reference import reference
 
     print(reference(), end="")
     return 0

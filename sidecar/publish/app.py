@@ -12,20 +12,23 @@ from sidecar.config import PREFIX, ExporterConfig
 from sidecar.errors import ConfigError
 from sidecar.fold.drift.canary import CanaryChannel
 from sidecar.fold.reducer import Limits, Reducer
-from sidecar.publish import drift_metrics, drift_views, problems, views
-from sidecar.publish.baselines import Baselines
-from sidecar.publish.canary import create_runner
-from sidecar.publish.collectors import COLLECTORS
+from sidecar.publish import views
+from sidecar.publish.api import problems
+from sidecar.publish.canary.runner import create_runner
+from sidecar.publish.canary.suite import Suite, read_suite
+from sidecar.publish.drift import metrics as drift_metrics
+from sidecar.publish.drift import views as drift_views
+from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.judges import Judges
+from sidecar.publish.drift.keeper import FileKeeper
+from sidecar.publish.drift.panel import Terms
+from sidecar.publish.drift.seat import Seat
+from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
-from sidecar.publish.judges import Judges
-from sidecar.publish.keeper import FileKeeper
-from sidecar.publish.metrics import Exposition
-from sidecar.publish.panel import Terms
-from sidecar.publish.seat import Seat
-from sidecar.publish.selection import Selection
+from sidecar.publish.metrics.collectors import COLLECTORS
+from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.state import State
-from sidecar.publish.suite import Suite, read_suite
-from sidecar.publish.watch import Watch
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
 

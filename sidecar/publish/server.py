@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
-from sidecar.publish.fleet_app import create_fleet, create_fleet_app
+from sidecar.publish.fleet.app import create_fleet, create_fleet_app
 
 _GRACE_SECONDS: Final = 2
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

@@ -6,10 +6,10 @@ from typing import Annotated, NamedTuple, Protocol
 from fastapi import Depends, Request
 
 from sidecar.errors import SidecarError
-from sidecar.publish.baselines import Baselines
+from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
-from sidecar.publish.metrics import Exposition
-from sidecar.publish.watch import Watch
+from sidecar.publish.metrics.exposition import Exposition
 
 _log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from starlette.responses import Response
 import sidecar
 from sidecar.fold.requests import MAX_REQUESTS
 from sidecar.fold.signatures import MAX_SIGNATURES
-from sidecar.publish import answers
-from sidecar.publish.metrics import Scrape
-from sidecar.publish.portion import DEFAULT_LIMIT
-from sidecar.publish.problems import Problem, Unanswerable
-from sidecar.publish.requests import RequestsAnswer, requests_answer
-from sidecar.publish.signals import SignalsAnswer, signals_answer
-from sidecar.publish.signatures import SignaturesAnswer, signatures_answer
+from sidecar.publish.api import answers
+from sidecar.publish.api.portion import DEFAULT_LIMIT
+from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.requests import RequestsAnswer, requests_answer
+from sidecar.publish.api.signals import SignalsAnswer, signals_answer
+from sidecar.publish.api.signatures import SignaturesAnswer, signatures_answer
+from sidecar.publish.metrics.exposition import Scrape
 from sidecar.publish.state import Shared
 from sidecar.wire.signals import GROUPS
 

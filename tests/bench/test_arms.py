@@ -7,8 +7,8 @@ import pytest
 from bench.arms import EVERYTHING, OFF, ON, PAIRS, SOURCE, Turn, flaws, sampled, settings
 from sidecar.config import TapConfig
 from sidecar.fold.reducer import Limits, Reducer
-from sidecar.publish.answers import status_answer
-from sidecar.publish.signals import signals_answer
+from sidecar.publish.api.answers import status_answer
+from sidecar.publish.api.signals import signals_answer
 from sidecar.tap import probe_file
 from sidecar.tap.budget import Budget
 from sidecar.tap.pooling import Pooling

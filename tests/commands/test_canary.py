@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli import main
-from tests.publish.openai_server import OpenAiServer
+from tests.publish.canary.openai_server import OpenAiServer
 
 
 def test_the_bundled_suite_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ import yaml
 from sidecar.config import FleetConfig
 from sidecar.fold.drift.verdict import ChannelState
 from sidecar.fold.reducer import REFUSALS
-from sidecar.publish.canary import OUTCOMES
-from sidecar.publish.judges import CHANNELS
+from sidecar.publish.canary.runner import OUTCOMES
+from sidecar.publish.drift.judges import CHANNELS
 from sidecar.tap.vllm.plugin import PLUGIN_NAME
 from sidecar.wire.signals import FLEET_METRICS, METRICS, PREFIX, Kind, Metric
 

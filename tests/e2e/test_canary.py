@@ -16,9 +16,9 @@ from sidecar.fold.drift.canary_judge import Pace
 from sidecar.fold.drift.canary_streams import CanaryStreams
 from sidecar.fold.drift.verdict import ChannelState
 from sidecar.fold.signatures import Signed
-from sidecar.publish.canary import CanaryRunner, Outcome, Target
-from sidecar.publish.canary import Pace as RunnerPace
-from sidecar.publish.suite import read_suite
+from sidecar.publish.canary.runner import CanaryRunner, Outcome, Target
+from sidecar.publish.canary.runner import Pace as RunnerPace
+from sidecar.publish.canary.suite import read_suite
 from sidecar.wire.canary import XARG, Canary, parse, tag
 from sidecar.wire.frame import Request, Signature, Signatures
 from tests.e2e.frames import Frames, served

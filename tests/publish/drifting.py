@@ -17,14 +17,14 @@ from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.fold.drift.window import Assembly, Window, Windows
 from sidecar.fold.signatures import Signed
-from sidecar.publish import drift_metrics
-from sidecar.publish.baselines import Baselines
-from sidecar.publish.book import Book
-from sidecar.publish.collectors import COLLECTORS, Collector
-from sidecar.publish.judges import Canaries, DriftView, Judges
-from sidecar.publish.panel import Panel, Terms
-from sidecar.publish.seat import Seat
-from sidecar.publish.watch import MAX_BYTES, Keeper, Watch
+from sidecar.publish.drift import metrics as drift_metrics
+from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.book import Book
+from sidecar.publish.drift.judges import Canaries, DriftView, Judges
+from sidecar.publish.drift.panel import Panel, Terms
+from sidecar.publish.drift.seat import Seat
+from sidecar.publish.drift.watch import MAX_BYTES, Keeper, Watch
+from sidecar.publish.metrics.collectors import COLLECTORS, Collector
 from sidecar.wire.frame import Identity, Manifest, Signature, Signatures
 from sidecar.wire.signature import Layout, size
 from tests.fakes import NOW, SECOND, FakeClock, FakeSource

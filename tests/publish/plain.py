@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from sidecar.fold.reducer import Reducer
-from sidecar.publish.answers import layers_answer, status_answer
-from sidecar.publish.metrics import Exposition
-from sidecar.publish.requests import requests_answer
-from sidecar.publish.selection import Selection
-from sidecar.publish.signals import signals_answer
-from sidecar.publish.signatures import signatures_answer
+from sidecar.publish.api.answers import layers_answer, status_answer
+from sidecar.publish.api.requests import requests_answer
+from sidecar.publish.api.signals import signals_answer
+from sidecar.publish.api.signatures import signatures_answer
+from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.metrics.selection import Selection
 
 
 def plain(answer: BaseModel) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.publish.metrics import Build, Exposition, Scrape
-from sidecar.publish.selection import Selection
+from sidecar.publish.metrics.exposition import Build, Exposition, Scrape
+from sidecar.publish.metrics.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND, Ticking
 from tests.publish import drifting

@@ -3,8 +3,8 @@
 import shutil
 import subprocess
 
-from sidecar.publish.metrics import Exposition
-from sidecar.publish.selection import Selection
+from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.metrics.selection import Selection
 from tests import fakes
 from tests.fakes import NOW, SECOND
 from tests.publish import drifting

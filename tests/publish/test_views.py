@@ -9,10 +9,10 @@ from starlette.testclient import TestClient
 
 from sidecar.fold.reducer import Reducer
 from sidecar.fold.requests import MAX_REQUESTS
-from sidecar.publish import portion
+from sidecar.publish.api import portion
 from sidecar.publish.app import create_api_app, create_metrics_app
 from sidecar.publish.intake import Intake
-from sidecar.publish.metrics import Exposition
+from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.state import State
 from sidecar.wire.frame import Requests, pack
 from tests import fakes

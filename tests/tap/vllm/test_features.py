@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.errors import TapRefused
 from sidecar.fold.reducer import Limits, Reducer
-from sidecar.publish.metrics import Exposition
+from sidecar.publish.metrics.exposition import Exposition
 from sidecar.tap.stream import ROWS
 from sidecar.tap.vllm import features, fingerprint
 from sidecar.tap.vllm.worker import seat_worker

@@ -1,0 +1,1 @@
+"""Answers of /v1 as typed JSON, and problems that name their remedy."""

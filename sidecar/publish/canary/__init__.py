@@ -1,0 +1,1 @@
+"""Known-safe tasks, replayed against the engine."""

@@ -1,0 +1,1 @@
+"""What judges drift: windows in, verdicts out, kept over restarts."""

@@ -1,0 +1,1 @@
+"""One job over many sidecars: replicas compared with each other."""

@@ -1,0 +1,1 @@
+"""Prometheus exposition: families, their lines, and which of them are rendered."""
