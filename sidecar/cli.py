@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from sidecar.commands import (
+    audit,
     baseline,
     canary,
     control,
@@ -33,6 +34,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "fleet": fleet,
         "control": control,
         "canary": canary,
+        "audit": audit,
         "metrics": metrics,
         "version": version,
         "demo": demo,
