@@ -109,7 +109,19 @@ def test_a_torn_line_excuses_no_other_one(tmp_path: Path) -> None:
     log = filled(path)
     path.write_bytes(path.read_bytes()[:-20])
     log.append(9, "token", "drift.acknowledge", {})
-    path.write_bytes(path.read_bytes().replace(b'"canary"},"hash', b'"trafic"},"hash', 5))
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[4] = lines[4].replace(b"canary", b"replica")
+    path.write_bytes(b"".join(lines))
+
+    with pytest.raises(StoreError, match="line 6: it excuses no torn line"):
+        verify(path)
+
+
+def test_an_entry_is_spelt_in_one_way_only(tmp_path: Path) -> None:
+    """A space more says the same, and is found all the same."""
+    path = tmp_path / "audit.jsonl"
+    filled(path)
+    path.write_bytes(path.read_bytes().replace(b'"who":', b'"who": ', 1))
 
     with pytest.raises(StoreError):
         verify(path)
