@@ -13,6 +13,7 @@ from typing import Final
 from sidecar.commands import (
     audit,
     baseline,
+    browser,
     canary,
     control,
     demo,
@@ -35,6 +36,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "control": control,
         "canary": canary,
         "audit": audit,
+        "open": browser,
         "metrics": metrics,
         "version": version,
         "demo": demo,

@@ -11,11 +11,11 @@ from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.publish.guard.refusal import HEALTH, SAFE, Refusal, Refusals
-from sidecar.publish.guard.tokens import SESSION_SECONDS, Tokens
+from sidecar.publish.guard.tokens import SESSION_SECONDS, TICKET_SECONDS, Tokens
 
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 LOGIN: Final = "/login"
@@ -64,18 +64,17 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if (
-            scope["path"] == LOGIN
-            and self._tokens is not None
-            and self._is_host(Headers(scope=scope))
-        ):
-            await self._login(self._tokens, scope, receive, send)
+        tokens = self._tokens if scope["path"] == LOGIN else None
+        if tokens and scope["method"] == "GET" and self._is_host(Headers(scope=scope)):
+            await self._enter(tokens, scope, receive, send)
             return
         refusal = self._refusal(scope)
         if refusal is not None:
             await self._refusals.answer(refusal, scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        elif tokens:
+            await self._invite(tokens, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         if scope["path"] in HEALTH:
@@ -103,7 +102,16 @@ class Door:
             return False
         return (name or "").lower() in self._hosts
 
-    async def _login(self, tokens: Tokens, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _invite(self, tokens: Tokens, scope: Scope, receive: Receive, send: Send) -> None:
+        """Make an address that lets one browser in."""
+        answer = JSONResponse(
+            {"path": f"{LOGIN}?ticket={tokens.ticket()}", "seconds": TICKET_SECONDS},
+            201,
+            {"Cache-Control": "no-store"},
+        )
+        await answer(scope, receive, send)
+
+    async def _enter(self, tokens: Tokens, scope: Scope, receive: Receive, send: Send) -> None:
         """Take the word out of the address, and give a cookie for it."""
         words = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])
         cookie = tokens.redeem(words[0])
