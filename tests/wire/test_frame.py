@@ -89,6 +89,7 @@ BODIES: list[Body] = [
     with_tables(table("attention_mean"), table("confidence", 3), table("probe", 1)),
     signed(2),
     fakes.serving(fakes.finished("a"), fakes.finished("b"), aborted=["c"]),
+    fakes.scan(nonfinite=2),
 ]
 each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 
