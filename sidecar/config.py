@@ -179,6 +179,14 @@ class ExporterConfig(Shared, Judging):
     canary_rate: most canary requests a second, of one data-parallel rank.
     canary_ranks: data-parallel ranks behind the URL; each gets every round.
     canary_api_key_file: file with the key that the server asks its clients for.
+    otlp_endpoint: root of an OpenTelemetry receiver that gets a span for each sampled or anomalous
+        request; none sends no traces. https:// is TLS, http:// is not.
+    otlp_protocol: grpc (usually port 4317) or http/protobuf (4318).
+    otlp_headers_file: file with one `name: value` a line, sent with every batch, such as a token.
+    otlp_ca_file: PEM file of who may sign the receiver's certificate; the system's by default.
+    trace_ratio: share of the requests whose caller decided nothing that become spans; a caller's
+        own decision (`traceparent`) is kept, and anomalous requests are sent always.
+    otlp_metrics_seconds: time between pushes of all metrics to the receiver; 0 for never.
     """
 
     metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
@@ -200,6 +208,12 @@ class ExporterConfig(Shared, Judging):
     canary_rate: Annotated[float, Field(ge=0.1, le=1000.0)] = 8.0
     canary_ranks: Annotated[int, Field(ge=1, le=64)] = 1
     canary_api_key_file: Path | None = None
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    otlp_headers_file: Path | None = None
+    otlp_ca_file: Path | None = None
+    trace_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    otlp_metrics_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
     def canary_api_key(self) -> str:
         """What the served model asks its clients for; "" when it asks for nothing."""

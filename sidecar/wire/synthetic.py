@@ -176,10 +176,19 @@ class SyntheticEngine:
     def serving(self, t_ns: int = 0) -> Serving:
         """Ordinary stats that agree with `requests`."""
         n = self.num_requests
-        done = [
-            Finished(f"cmpl-{n}-0", "length", t_ns, 1.0, 0.01, 0.1, 0.89, 0.11, 64, 9, 0)
-        ] * bool(n)
-        return Serving(self.model_name, 0, 64 * n, 9 * n, 0, 0, 1, 0, 0.25, [0.11] * bool(n), done)
+        done = Finished(
+            f"cmpl-{n}-0",
+            "length",
+            t_ns,
+            *(1.0, 0.01, 0.1, 0.89, 0.11, 64, 9, 0),
+            start_ns=max(0, t_ns - 1_000_000_000),
+            time_to_first_token=0.11,
+            max_tokens=9,
+            temperature=1.0,
+            top_p=1.0,
+        )
+        first, told = [0.11] * bool(n), [done] * bool(n)
+        return Serving(self.model_name, 0, 64 * n, 9 * n, 0, 0, 1, 0, 0.25, first, told)
 
     @staticmethod
     def _request_id(number: int) -> str:

@@ -106,7 +106,10 @@ def test_no_accepted_frame_stops_anything(steps: list[tuple[int, Body]]) -> None
     for seconds, body in steps:
         now += seconds * SECOND
         reducer.update(engine.frame(body, now), now)
-    reducer.update(FakeSource(FRONTEND).frame(fakes.serving(aborted=list("ab")), now), now)
+    reducer.update(
+        FakeSource(FRONTEND).frame(fakes.serving(gone=[fakes.aborted(each) for each in "ab"]), now),
+        now,
+    )
 
     assert reducer.get(now).sources[0].tally.received == len(steps) + 1
     assert all(pages(reducer, now))
