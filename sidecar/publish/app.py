@@ -29,6 +29,7 @@ from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.state import State
+from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
 
@@ -86,8 +87,8 @@ def create_metrics_app(state: State) -> FastAPI:
 
 
 def create_api_app(state: State) -> FastAPI:
-    """/v1 and health."""
-    return _app(state, views.api, drift_views.api, views.health)
+    """/v1, the live page and health."""
+    return _app(state, views.api, drift_views.api, pages.ui, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:
