@@ -30,7 +30,7 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus and promtool into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus, alertmanager and their tools into .tools, from Debian's packages
 
 $(TOOLS): scripts/prometheus.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools

@@ -28,6 +28,7 @@ from sidecar.publish.intake import Intake
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
+from sidecar.publish.scan import views as scan_views
 from sidecar.publish.state import State
 from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
@@ -55,7 +56,7 @@ def create_state(config: ExporterConfig) -> State:
     selection = Selection.of_file(config.metrics_file)
     collectors = {**COLLECTORS, "drift": drift}
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines, runner)
+    return State(intake, exposition, watch, baselines, runner, config.control_path)
 
 
 def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
@@ -88,7 +89,8 @@ def create_metrics_app(state: State) -> FastAPI:
 
 def create_api_app(state: State) -> FastAPI:
     """/v1, the live page and health."""
-    return _app(state, views.api, drift_views.api, pages.ui, views.health)
+    # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
+    return _app(state, scan_views.api, views.api, drift_views.api, pages.ui, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.fold.requests import Measured
+from sidecar.fold.scans import Scanned
 from sidecar.fold.signatures import Signed
 from sidecar.wire.frame import Frame, unpack
 
@@ -101,6 +102,16 @@ class Intake:
         """The latest signatures of `limit` requests, latest first."""
         with self._lock:
             return self._reducer.signatures(limit)
+
+    def scans(self) -> list[Scanned]:
+        """The scanned requests, latest first."""
+        with self._lock:
+            return self._reducer.scans()
+
+    def find_scans(self, request_id: str) -> list[Scanned]:
+        """Scanned requests with this engine id or client id, latest first."""
+        with self._lock:
+            return self._reducer.find_scans(request_id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

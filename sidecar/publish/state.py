@@ -1,6 +1,7 @@
 """What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
 import logging
+from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import Depends, Request
@@ -31,6 +32,7 @@ class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
     runner: replays known-safe tasks; None when it was not asked for.
+    control_path: file that steers the tap beside this sidecar; None when there is none.
     """
 
     intake: Intake
@@ -38,6 +40,7 @@ class State(NamedTuple):
     watch: Watch
     baselines: Baselines
     runner: Runner | None = None
+    control_path: Path | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
