@@ -31,6 +31,7 @@ from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.scan import views as scan_views
 from sidecar.publish.state import State
+from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
 
@@ -88,9 +89,9 @@ def create_metrics_app(state: State) -> FastAPI:
 
 
 def create_api_app(state: State) -> FastAPI:
-    """/v1 and health."""
+    """/v1, the live page and health."""
     # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
-    return _app(state, scan_views.api, views.api, drift_views.api, views.health)
+    return _app(state, scan_views.api, views.api, drift_views.api, pages.ui, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:
