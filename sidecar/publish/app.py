@@ -24,19 +24,21 @@ from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
+from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.scan import views as scan_views
 from sidecar.publish.state import State
+from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
 
 RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
-def create_state(config: ExporterConfig) -> State:
+def create_state(config: ExporterConfig, guard: Guard) -> State:
     """The living parts, reading from the socket once `intake.start` is called.
 
     Raises ConfigError or ChannelError when the key file or the socket cannot be used.
@@ -53,7 +55,7 @@ def create_state(config: ExporterConfig) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    collectors = {**COLLECTORS, "drift": drift}
+    collectors = {**COLLECTORS, "drift": drift, "guard": guard.collect}
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
     return State(intake, exposition, watch, baselines, runner, config.control_path)
 
@@ -87,9 +89,9 @@ def create_metrics_app(state: State) -> FastAPI:
 
 
 def create_api_app(state: State) -> FastAPI:
-    """/v1 and health."""
+    """/v1, the live page and health."""
     # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
-    return _app(state, scan_views.api, views.api, drift_views.api, views.health)
+    return _app(state, scan_views.api, views.api, drift_views.api, pages.ui, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:
