@@ -33,6 +33,7 @@ from sidecar.wire.frame import (
     pack,
     unpack,
 )
+from sidecar.wire.scan import CONFIDENCE, Scan
 from sidecar.wire.signals import GROUPS
 from sidecar.wire.signature import Layout, size
 
@@ -219,6 +220,36 @@ def signatures(*ids: str, is_final: bool = True, layers: Sequence[int] = (0, 2))
     values[1] = np.nan
     signed = [Signature(each, NOW, is_final, 64, 9, "support", 1, values.tobytes()) for each in ids]
     return Signatures(layout, signed)
+
+
+def scan(
+    internal_id: str = "cmpl-1-0-0badcafe",
+    positions: Sequence[int] = range(12),
+    *,
+    num_layers: int = 3,
+    num_prompt_tokens: int = 8,
+    num_rows: int = 12,
+    is_final: bool = True,
+    nonfinite: int = 0,
+) -> Scan:
+    """Rows at these positions; each value is position + layer / 8 + signal / 64, exactly."""
+    at = np.array(positions, "<u4")
+    layer, signal = np.arange(num_layers), np.arange(NUM_SIGNALS)
+    values = at[:, None, None] + layer[:, None] / 8 + signal / 64
+    tokens = at[at >= num_prompt_tokens - 1]
+    confidence = tokens[:, None] + np.arange(len(CONFIDENCE)) / 64
+    return Scan(
+        internal_id,
+        list(range(num_layers)),
+        num_prompt_tokens,
+        num_rows,
+        is_final,
+        at.tobytes(),
+        values.astype("<f4").tobytes(),
+        np.full((len(at), num_layers), nonfinite, "<u4").tobytes() if nonfinite else b"",
+        tokens.tobytes(),
+        confidence.astype("<f4").tobytes(),
+    )
 
 
 def finished(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sidecar.errors import FrameError
 from sidecar.wire.fields import Count, LayerIds, LongText, Rank, Text
+from sidecar.wire.scan import Scan, wrong_shape
 from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
 from sidecar.wire.signature import Layout, size
 from sidecar.wire.traceparent import TraceParent
@@ -364,7 +365,7 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
     identity: Identity = Identity()
 
 
-Body = Layers | Totals | Requests | Signatures | Serving | Status | Manifest
+Body = Layers | Totals | Requests | Signatures | Serving | Status | Manifest | Scan
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -492,15 +493,26 @@ def _check(body: Body) -> None:
         case Totals():
             _check_tables(body.tables)
         case Requests():
-            for request in body.requests:
-                _check_moments(request.moments, len(body.layers))
-                _check_tables(request.tables)
+            _check_requests(body)
         case Signatures():
             _check_signatures(body)
         case Serving():
             _check_serving(body)
         case Status():
             _check_finite((body.cost_share,))
+        case Scan():
+            _check_scan(body)
+
+
+def _check_requests(body: Requests) -> None:
+    for request in body.requests:
+        _check_moments(request.moments, len(body.layers))
+        _check_tables(request.tables)
+
+
+def _check_scan(body: Scan) -> None:
+    if wrong := wrong_shape(body):
+        raise FrameError("shape", wrong)
 
 
 def _check_signatures(body: Signatures) -> None:

@@ -29,7 +29,8 @@ from sidecar.wire.frame import (
     Table,
     Totals,
 )
-from sidecar.wire.signals import GROUPS, Phase, Transform
+from sidecar.wire.scan import CONFIDENCE, Scan, window
+from sidecar.wire.signals import GROUPS, NUM_FIRST_POSITIONS, Phase, Transform
 from sidecar.wire.signature import Layout, size
 
 _SIGNED_LAYERS: Final = 10
@@ -105,6 +106,28 @@ class SyntheticEngine:
                 )
             )
         return Requests(list(range(self.num_layers)), finished)
+
+    def scan(self, num_prompt_tokens: int = 64, num_generated: int = 9) -> Scan:
+        """A scan of the request told last, whole; the first four positions are sinks."""
+        positions = np.arange(num_prompt_tokens + num_generated - 1)
+        picked = positions[np.isin(positions, window(num_prompt_tokens))]
+        values = self._values(len(picked), first=False)
+        sinks = picked < NUM_FIRST_POSITIONS
+        values[sinks] = self._values(int(sinks.sum()), first=True)
+        tokens = picked[picked >= num_prompt_tokens - 1]
+        noise = self._rng.normal(0.0, 0.3, (len(tokens), len(CONFIDENCE)))
+        confidence = np.array(_TYPICAL["confidence"]) * np.exp(noise.clip(-0.5, 0.5))
+        return Scan(
+            self._request_id(self.num_requests),
+            list(range(self.num_layers)),
+            num_prompt_tokens,
+            len(positions),
+            is_final=True,
+            positions=picked.astype("<u4").tobytes(),
+            values=values.astype("<f4").tobytes(),
+            token_positions=tokens.astype("<u4").tobytes(),
+            confidence=confidence.astype("<f4").tobytes(),
+        )
 
     def tables(self, num_rows: int = 8) -> Totals:
         """Measure `num_rows` rows in every cell of every group; the running totals."""

@@ -13,6 +13,7 @@ from sidecar.publish.api.signals import signals_answer
 from sidecar.publish.api.signatures import signatures_answer
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
+from sidecar.publish.scan.answers import scan_answer, scans_answer
 
 
 def plain(answer: BaseModel) -> dict[str, Any]:
@@ -40,3 +41,6 @@ def pages(reducer: Reducer, now_ns: int) -> Iterator[object]:
     yield plain(signals_answer(snapshot))
     yield plain(requests_answer(reducer.requests(100)))
     yield plain(signatures_answer(reducer.signatures(100)))
+    yield plain(scans_answer(reducer.scans(), None))
+    for each in reducer.scans():
+        yield plain(scan_answer(each, reducer.find_scans(each.scan.id)))

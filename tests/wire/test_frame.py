@@ -94,6 +94,7 @@ BODIES: list[Body] = [
         fakes.finished("b", traceparent=PARENT),
         gone=[fakes.aborted("c", traceparent=PARENT)],
     ),
+    fakes.scan(nonfinite=2),
 ]
 each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 
