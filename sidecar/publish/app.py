@@ -25,6 +25,8 @@ from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
+from sidecar.publish.live import views as live_views
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
@@ -54,7 +56,7 @@ def create_state(config: ExporterConfig) -> State:
     selection = Selection.of_file(config.metrics_file)
     collectors = {**COLLECTORS, "drift": drift}
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines, runner)
+    return State(intake, exposition, watch, baselines, runner, Pulse(intake, watch))
 
 
 def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
@@ -87,7 +89,7 @@ def create_metrics_app(state: State) -> FastAPI:
 
 def create_api_app(state: State) -> FastAPI:
     """/v1 and health."""
-    return _app(state, views.api, drift_views.api, views.health)
+    return _app(state, views.api, drift_views.api, live_views.api, views.health)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:

@@ -9,6 +9,7 @@ from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.exposition import Exposition
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
     runner: replays known-safe tasks; None when it was not asked for.
+    pulse: tells of events as they happen; None where nobody could listen.
     """
 
     intake: Intake
@@ -38,11 +40,14 @@ class State(NamedTuple):
     watch: Watch
     baselines: Baselines
     runner: Runner | None = None
+    pulse: Pulse | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
         self.watch.start()
         self.intake.start()
+        if self.pulse is not None:
+            self.pulse.start()
         if self.runner is not None:
             self.runner.start()
 
@@ -50,8 +55,15 @@ class State(NamedTuple):
         """Ask and read no more, judge what was read, and keep it."""
         if self.runner is not None:
             self.runner.stop()
+        if self.pulse is not None:
+            self.pulse.stop()
         self.intake.stop()
         self.watch.stop()
+
+    def hang_up(self) -> None:
+        """Let go of everybody who listens to events."""
+        if self.pulse is not None:
+            self.pulse.feed.close()
 
     def canary_rounds(self) -> dict[str, int]:
         """Rounds of known-safe tasks by what became of them."""
