@@ -39,12 +39,13 @@ def _names(value: object) -> object:
 
 
 class Shared(BaseModel):
-    """Keys that both sides read: where they meet, and what proves who speaks.
+    """Keys that both sides read: where they meet, and what proves who speaks or steers.
 
     socket: path of the unix socket.
     key_file: file whose bytes sign every frame (HMAC-SHA256); none means unsigned.
     canary_key_file: file whose bytes prove that a request is a canary of the operator's; with none
         no request is one.
+    control_file: file whose contents steer the tap while it runs; beside the socket by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,12 @@ class Shared(BaseModel):
     socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
     key_file: Path | None = None
     canary_key_file: Path | None = None
+    control_file: Path | None = None
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control of the running tap is looked for."""
+        return self.control_file or self.socket.with_name(CONTROL_NAME)
 
     def key(self) -> bytes | None:
         """Bytes of the key file, or None when none is configured."""
@@ -85,7 +92,7 @@ class TapConfig(Shared):
     weights_digest: whether the files of the model are hashed once, in the background.
     budget_share: most time that the tap may take, as a share of the engine's; 0 for no limit.
     allow_opt_out: whether a client may ask that its request is not measured.
-    control_file: file whose contents steer the tap while it runs; beside the socket by default.
+    scans: whether an operator may have requests scanned, row by row (docs/scan.md).
     """
 
     tap: bool = False
@@ -108,12 +115,7 @@ class TapConfig(Shared):
     weights_digest: bool = True
     budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     allow_opt_out: bool = False
-    control_file: Path | None = None
-
-    @property
-    def control_path(self) -> Path:
-        """Where the control of the running tap is looked for."""
-        return self.control_file or self.socket.with_name(CONTROL_NAME)
+    scans: bool = True
 
     @classmethod
     def read(cls, environ: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> Self:
@@ -177,6 +179,14 @@ class ExporterConfig(Shared, Judging):
     canary_rate: most canary requests a second, of one data-parallel rank.
     canary_ranks: data-parallel ranks behind the URL; each gets every round.
     canary_api_key_file: file with the key that the server asks its clients for.
+    otlp_endpoint: root of an OpenTelemetry receiver that gets a span for each sampled or anomalous
+        request; none sends no traces. https:// is TLS, http:// is not.
+    otlp_protocol: grpc (usually port 4317) or http/protobuf (4318).
+    otlp_headers_file: file with one `name: value` a line, sent with every batch, such as a token.
+    otlp_ca_file: PEM file of who may sign the receiver's certificate; the system's by default.
+    trace_ratio: share of the requests whose caller decided nothing that become spans; a caller's
+        own decision (`traceparent`) is kept, and anomalous requests are sent always.
+    otlp_metrics_seconds: time between pushes of all metrics to the receiver; 0 for never.
     """
 
     metrics_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
@@ -198,6 +208,12 @@ class ExporterConfig(Shared, Judging):
     canary_rate: Annotated[float, Field(ge=0.1, le=1000.0)] = 8.0
     canary_ranks: Annotated[int, Field(ge=1, le=64)] = 1
     canary_api_key_file: Path | None = None
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    otlp_headers_file: Path | None = None
+    otlp_ca_file: Path | None = None
+    trace_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    otlp_metrics_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
     def canary_api_key(self) -> str:
         """What the served model asks its clients for; "" when it asks for nothing."""

@@ -46,8 +46,8 @@ _PAGE: Final = f"""<!doctype html>
 <li><a href="/healthz">/healthz</a>: this process lives</li>
 <li><a href="/readyz">/readyz</a>: is the telemetry to be trusted, and if not, why</li>
 </ul>
-<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures, /v1/drift,
-/v1/drift/history, /v1/windows, /v1/timeline, /v1/timeline/lines, /v1/events.</p>
+<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures, /v1/scans,
+/v1/drift, /v1/drift/history, /v1/windows, /v1/timeline, /v1/timeline/lines, /v1/events.</p>
 </body></html>
 """
 _PAGE_HEADERS: Final = {

@@ -20,6 +20,7 @@ from sidecar.publish.live.answers import Asked, lines_answer, timeline_answer
 from sidecar.publish.live.choices import CHOICES
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
+from sidecar.publish.scan.answers import scan_answer, scans_answer
 from sidecar.wire.signals import POPULATIONS
 
 
@@ -54,6 +55,9 @@ def pages(reducer: Reducer, now_ns: int) -> Iterator[object]:
     yield plain(signals_answer(snapshot))
     yield plain(requests_answer(reducer.requests(100)))
     yield plain(signatures_answer(reducer.signatures(100)))
+    yield plain(scans_answer(reducer.scans(), None))
+    for each in reducer.scans():
+        yield plain(scan_answer(each, reducer.find_scans(each.scan.id)))
     yield from pictures(reducer)
 
 

@@ -280,6 +280,8 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
         "/v1/signatures",
         "/v1/requests",
         "/v1/requests/{request_id}",
+        "/v1/requests/{request_id}/scan",
+        "/v1/scans",
         "/v1/drift",
         "/v1/drift/{channel}/acknowledge",
         "/v1/deployments",

@@ -74,7 +74,7 @@ def request(measured: Measured) -> RequestEvent:
         num_prompt_tokens=made.num_prompt_tokens,
         num_rows=sum(made.coverage.observed),
         nonfinite=int(moments.nonfinite.sum()),
-        is_aborted=measured.aborted,
+        is_aborted=measured.aborted is not None,
     )
 
 
