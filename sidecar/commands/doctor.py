@@ -2,16 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from sidecar.commands.command import needs
 from sidecar.config import API_PORT, ExporterConfig, default_socket
-from sidecar.doctor import machine, running
 from sidecar.doctor.finding import Finding, Level, is_sound
 from sidecar.errors import ConfigError
 
+_SECONDS: Final = 5.0  # that an answer may take
 HELP: Final = "say what is wrong with this installation, in plain words"
 _MARKS: Final = {Level.OK: "ok", Level.UNKNOWN: "?", Level.WARN: "!", Level.WRONG: "WRONG"}
 
@@ -37,6 +37,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _findings(parsed: argparse.Namespace) -> Iterator[Finding]:
+    with needs("exporter", "the doctor"):
+        from sidecar.doctor import machine, running
     environ = os.environ
     yield from machine.packages(environ)
     yield from machine.settings(environ)
@@ -58,7 +60,7 @@ def _findings(parsed: argparse.Namespace) -> Iterator[Finding]:
         yield from running.prometheus(_asking(None), parsed.prometheus.rstrip("/"))
 
 
-def _asking(token_file: Path | None) -> running.Ask:
+def _asking(token_file: Path | None) -> Callable[[str], Any]:
     with needs("exporter", "asking a sidecar"):
         import httpx
     headers = {}
@@ -70,7 +72,7 @@ def _asking(token_file: Path | None) -> running.Ask:
 
     def ask(url: str) -> Any:
         try:
-            answer = httpx.get(url, headers=headers, timeout=running.SECONDS, trust_env=False)
+            answer = httpx.get(url, headers=headers, timeout=_SECONDS, trust_env=False)
             answer.raise_for_status()
             return answer.json()
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -1,6 +1,6 @@
 """What a running sidecar and Prometheus say of themselves.
 
-Guarantees: an answer takes `SECONDS` at most; whatever is answered becomes a finding.
+Guarantee: whatever is answered, or not, becomes a finding.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from sidecar.doctor.finding import Finding, Level
 
-SECONDS: Final = 5.0
 _BUILD: Final = "llm_internals_build_info"
 _GROUPS: Final = "llm-internals"
 Ask = Callable[[str], Any]  # a URL to the JSON it answers; raises OSError, or ValueError
