@@ -71,6 +71,10 @@ format: setup ## format the code, mend what ruff can mend
 model: setup ## train the bundled model again
 	@$(BIN)/python -m sidecar.demo.train --bf16
 
+.PHONY: dashboards
+dashboards: setup ## write the Grafana dashboards, dashboards/json, anew from the code
+	@$(BIN)/python -m dashboards.generate
+
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off
 	@$(BIN)/python -m bench.overhead --quick
