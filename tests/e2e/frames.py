@@ -39,6 +39,7 @@ class Frames:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.aborted: list[str] = []
+        self.raw: list[bytes] = []  # every message as it came
         self._bodies: list[Body] = []
         self._receiver = Receiver(path)
         self._is_closed = threading.Event()
@@ -157,6 +158,7 @@ class Frames:
         while not self._is_closed.is_set():
             data = self._receiver.receive(POLL_SECONDS)
             if data is not None:
+                self.raw.append(data)
                 self._take(unpack(data))
 
     def _take(self, frame: Frame) -> None:
