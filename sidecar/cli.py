@@ -11,7 +11,9 @@ from types import MappingProxyType
 from typing import Final
 
 from sidecar.commands import (
+    audit,
     baseline,
+    browser,
     canary,
     control,
     demo,
@@ -33,6 +35,8 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "fleet": fleet,
         "control": control,
         "canary": canary,
+        "audit": audit,
+        "open": browser,
         "metrics": metrics,
         "version": version,
         "demo": demo,
