@@ -50,7 +50,7 @@ def serve(config: ExporterConfig) -> int:
             f"sidecar ready: metrics {_url(seats[0])}/metrics api {_url(seats[1])}/v1/status "
             f"socket {config.socket}\n"
         )
-        asyncio.run(_run(seats, ready, state.reload))
+        asyncio.run(_run(seats, ready, state.reload, state.hang_up))
     return 0
 
 
@@ -86,12 +86,15 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    seats: Sequence[_Seat], ready: str, reload: Callable[[], None] | None = None
+    seats: Sequence[_Seat],
+    ready: str,
+    reload: Callable[[], None] | None = None,
+    hang_up: Callable[[], None] = lambda: None,
 ) -> None:
     servers = [_Server(_settings(seat)) for seat in seats]
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        loop.add_signal_handler(number, _stop, servers)
+        loop.add_signal_handler(number, _stop, servers, hang_up)
     if reload is not None:
         # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
@@ -123,7 +126,8 @@ def _settings(seat: _Seat) -> uvicorn.Config:
     )
 
 
-def _stop(servers: Sequence[uvicorn.Server]) -> None:
+def _stop(servers: Sequence[uvicorn.Server], hang_up: Callable[[], None]) -> None:
+    hang_up()  # or a server would wait for those who listen to events
     for server in servers:
         server.should_exit = True
 
@@ -133,12 +137,16 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; set another "
             f"{key}_PORT or {key}_HOST"
         ) from error
+    # Every connection inherits it. asyncio sets it for sockets of its own making only, and without
+    # it a body waits 40 ms for the client's delayed acknowledgement of its headers (Nagle's rule).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _url(seat: _Seat) -> str:
