@@ -10,7 +10,7 @@ import pytest
 
 from dashboards import served
 from dashboards.boards import overview
-from dashboards.panels import STATES
+from dashboards.panels import PAGE
 from tests.dashboards.asked import (
     ALL,
     Answer,
@@ -35,6 +35,7 @@ NOT_HERE = {
     "llm_internals_probe": "no probe is configured",
     "llm_internals_replica": "there is one replica, and no fleet job",
     "llm_internals_router": "the model is dense",
+    "llm_internals_tap_absent": "this engine gives all that a dense model has",
     "llm_internals_tap_errors": "nothing raised an exception",
 }
 
@@ -50,7 +51,7 @@ def paged(observatory: Observatory, tampered: Strike) -> Strike:
 
     def pages() -> bool:
         found = prometheus.query(filled_in(overview.VERDICT, CHOSEN))
-        return [float(each["value"][1]) for each in found] == [STATES["page"]]
+        return [float(each["value"][1]) for each in found] == [PAGE]
 
     wait_for(pages, "the overview pages", PAGED_SECONDS, every=1.0)
     return tampered
