@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ from sidecar.publish.drift.judges import Canaries, DriftView, Judges
 from sidecar.publish.drift.panel import Panel, Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import MAX_BYTES, Keeper, Watch
+from sidecar.publish.guard.guard import Guard
+from sidecar.publish.guard.refusal import Refusals
 from sidecar.publish.metrics.collectors import COLLECTORS, Collector
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.traces.account import Account, TraceView
 from sidecar.publish.traces.sampling import Decision
+from sidecar.store.audit import AuditLog, Head
 from sidecar.wire.frame import Identity, Manifest, Signature, Signatures
 from sidecar.wire.signature import Layout, size
 from tests.fakes import NOW, SECOND, FakeClock, FakeSource
@@ -177,6 +181,13 @@ def everything() -> DriftView:
     )
 
 
+class Audited(AuditLog):
+    """A log in which five things were written."""
+
+    def head(self) -> Head:
+        return Head(5)
+
+
 def collectors() -> dict[str, Collector]:
     """All collectors, that of drift over `everything`, that of traces over every outcome."""
     rounds = {"complete": 3, "partial": 1}
@@ -187,6 +198,7 @@ def collectors() -> dict[str, Collector]:
         **COLLECTORS,
         "drift": drift_metrics.collector(everything, lambda: rounds),
         "traces": trace_metrics.collector(lambda: view),
+        "guard": Guard(Refusals(), Audited(Path("audit.jsonl"))).collect,
     }
 
 
