@@ -342,7 +342,6 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
         "confidence": 1,
         "drift": 1,
         "traces": 1,
-        "guard": 1,
         "exporter": 1,
     }
     assert "e2e_request_latency" not in text
