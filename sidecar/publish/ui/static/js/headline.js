@@ -4,7 +4,7 @@
 
 import { badge } from "./controls.js";
 import { byId, fill, h, say } from "./dom.js";
-import { layerRanges, NONE, span, time } from "./format.js";
+import { layerRanges, NONE, span, time, zone } from "./format.js";
 
 const WORDS = {
   ok: "As usual",
@@ -27,7 +27,7 @@ export function showHeadline(status) {
   say(byId("where"), whereabouts(level, layers));
   document.title = `${WORDS[level] ?? level} · ${modelOf(status)}`;
   say(byId("model"), modelOf(status));
-  say(byId("version"), `llm-internals-sidecar ${status.version}, schema ${status.schema_version}`);
+  say(byId("version"), `llm-internals-sidecar ${status.version}, schema ${status.schema_version}; times in ${zone()}`);
 }
 
 /** Show which channels judge, from /v1/drift. */
