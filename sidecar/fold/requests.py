@@ -49,9 +49,9 @@ class RecentRequests:
         layers = tuple(body.layers)
         for request in body.requests:
             self._measured.append(Measured(source, layers, request))
-            self._num_bytes += _num_bytes(request)
+            self._num_bytes += request_bytes(request)
         while len(self._measured) > self._max_requests or self._num_bytes > self._max_bytes:
-            self._num_bytes -= _num_bytes(self._measured.popleft().request)
+            self._num_bytes -= request_bytes(self._measured.popleft().request)
 
     def finish(self, finished: list[Finished]) -> None:
         """Take the front end's halves."""
@@ -115,7 +115,8 @@ _SUFFIX: Final = re.compile(r"-[0-9a-f]{8}\Z")
 _CHILD: Final = re.compile(r"\A\d+_")
 
 
-def _num_bytes(request: Request) -> int:
+def request_bytes(request: Request) -> int:
+    """About what the statistics of one request take in memory, in bytes."""
     moments = request.moments
     parts = (moments.count, moments.nonfinite, moments.sums, moments.extremes)
     return sum(len(part) for part in parts) + sum(map(table_bytes, request.tables))

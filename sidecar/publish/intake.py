@@ -7,7 +7,7 @@ Guarantees: no message ends the thread, and each one that is not used is counted
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from sidecar.errors import FrameError
@@ -21,6 +21,16 @@ _POLL_SECONDS: Final = 0.2
 _PAUSE_SECONDS: Final = 0.05
 Listener = Callable[[Frame, int], None]
 _log = logging.getLogger(__name__)
+
+
+def each_of(listeners: Sequence[Listener]) -> Listener:
+    """One listener that tells all of them, in order."""
+
+    def tell(frame: Frame, now_ns: int) -> None:
+        for listener in listeners:
+            listener(frame, now_ns)
+
+    return tell
 
 
 class Inbox(Protocol):

@@ -11,6 +11,8 @@ from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
 from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.traces.account import TraceView
+from sidecar.wire.frame import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +30,28 @@ class Runner(Protocol):
         """Rounds so far by what became of them."""
 
 
+class Tracer(Protocol):
+    """What sends spans: `traces.tracer.Tracer`, or a fake."""
+
+    def start(self) -> None:
+        """Begin to make spans."""
+
+    def stop(self) -> None:
+        """End, after what can be sent was sent."""
+
+    def hear(self, frame: Frame, now_ns: int) -> None:
+        """Take an accepted frame; never waits."""
+
+    def get(self) -> TraceView:
+        """What became of every request and span."""
+
+
 class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
     runner: replays known-safe tasks; None when it was not asked for.
     control_path: file that steers the tap beside this sidecar; None when there is none.
+    tracer: sends spans; likewise.
     """
 
     intake: Intake
@@ -41,10 +60,13 @@ class State(NamedTuple):
     baselines: Baselines
     runner: Runner | None = None
     control_path: Path | None = None
+    tracer: Tracer | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
         self.watch.start()
+        if self.tracer is not None:
+            self.tracer.start()
         self.intake.start()
         if self.runner is not None:
             self.runner.start()
@@ -55,6 +77,8 @@ class State(NamedTuple):
             self.runner.stop()
         self.intake.stop()
         self.watch.stop()
+        if self.tracer is not None:
+            self.tracer.stop()
 
     def canary_rounds(self) -> dict[str, int]:
         """Rounds of known-safe tasks by what became of them."""
