@@ -75,6 +75,10 @@ class Feed:
                 self._wait_until_read()
         self._wait_until_read()
 
+    def tell_scan(self, num_prompt_tokens: int = 64, num_generated: int = 9) -> None:
+        """Every token of the request told last."""
+        self.tap.send(self.engine.scan(num_prompt_tokens, num_generated))
+
     def tell(self, num_requests: int = 1) -> None:
         """One flush at `now_ns`."""
         engine = self.engine

@@ -13,7 +13,7 @@ const ANCHORS = {
   },
   dark: {
     value: ["#161b22", "#1d3b57", "#22667f", "#3d9a8f", "#a5c977", "#f6e8a6"],
-    score: ["#a8d5ff", "#3f86cc", "#1e3145", "#191e25", "#3d2c20", "#d2752f", "#ffdcae"],
+    score: ["#a8d5ff", "#3f86cc", "#21405d", "#191e25", "#4d3422", "#d2752f", "#ffdcae"],
     missing: "#101419",
   },
 };

@@ -197,7 +197,7 @@ export class LayersSection {
     };
     const toTable = tableSwitch(byId("layers-figure"), byId("layers-table"), (isTable) => {
       this.isTable = isTable;
-      byId("heat-readout").hidden = isTable;
+      byId("heat-readout").parentElement.hidden = isTable;
       this.show();
     });
     const order = ["signal", "phase", "position", "scale", "source", "minutes"];

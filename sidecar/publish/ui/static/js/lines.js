@@ -6,7 +6,7 @@ import { CAPACITY } from "./columns.js";
 import { table, tableSwitch } from "./controls.js";
 import { token } from "./colours.js";
 import { byId, fill, h } from "./dom.js";
-import { number, time, words } from "./format.js";
+import { duration, number, time, words } from "./format.js";
 import uPlot from "../vendor/uPlot.esm.js";
 
 const HEIGHT = 150;
@@ -94,7 +94,7 @@ export class LinesSection {
     known?.box.remove();
     const lines = this.answer.lines;
     const unit = lines[names[0]].unit;
-    const box = h("figure", { class: "chart" }, h("figcaption", { title: names.map((name) => lines[name].help).join("\n") }, title));
+    const box = h("figure", { class: "chart" }, h("figcaption", { title: names.map((name) => lines[name].help).join("\n") }, title, unit === "ratio" ? null : h("small", {}, unit)));
     byId("lines-figure").append(box);
     const readout = h("p", { class: "now" });
     box.append(readout);
@@ -156,8 +156,9 @@ function readings(plot, names, unit) {
     const values = plot.data[line + 1];
     const swatch = h("i");
     swatch.style.borderColor = token(COLOURS[line]);
-    const value = number(at === null ? latest(values) : values[at]);
-    return h("span", {}, swatch, names.length > 1 ? shortName(name) : null, h("b", {}, value), unit === "ratio" ? null : unit);
+    const value = at === null ? latest(values) : values[at];
+    const text = unit === "seconds" ? duration(value) : number(value);
+    return h("span", {}, swatch, names.length > 1 ? shortName(name) : null, h("b", {}, text));
   });
   return [told, at === null ? null : h("time", {}, time(plot.data[0][at] * 1e9))];
 }
