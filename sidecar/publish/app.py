@@ -25,6 +25,8 @@ from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake, each_of
+from sidecar.publish.live import views as live_views
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
@@ -61,7 +63,8 @@ def create_state(config: ExporterConfig) -> State:
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer)
+    pulse = Pulse(intake, watch)
+    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
@@ -108,7 +111,8 @@ def create_metrics_app(state: State) -> FastAPI:
 def create_api_app(state: State) -> FastAPI:
     """/v1, the live page and health."""
     # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
-    return _app(state, scan_views.api, views.api, drift_views.api, pages.ui, views.health)
+    routers = (scan_views.api, views.api, drift_views.api, live_views.api, pages.ui, views.health)
+    return _app(state, *routers)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:
