@@ -40,12 +40,12 @@ export class LinesSection {
 
   /** The question for what came after the latest second that is here. */
   question() {
-    return { after: this.isHeld || !this.answer?.t_ns.length ? null : String(this.answer.t_ns.at(-1)) };
+    return { after: !this.answer?.t_ns.length ? null : String(this.answer.t_ns.at(-1)) };
   }
 
   /** An answer of /v1/timeline/lines to it. */
   take(answer) {
-    if (this.isHeld) return;
+    if (this.isHeld && this.answer) return;
     this.answer = this.answer ? joined(this.answer, answer) : answer;
     this.show();
   }

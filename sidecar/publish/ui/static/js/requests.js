@@ -32,7 +32,7 @@ export class RequestsSection {
 
   /** An answer of /v1/requests. */
   take(answer) {
-    if (this.isHeld) return;
+    if (this.isHeld && this.requests.length) return;
     this.requests = answer.requests;
     this.#show();
   }
