@@ -3,6 +3,8 @@
 import contextlib
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -377,6 +379,30 @@ def test_a_sidecar_that_is_gone_is_told_as_such(folder: Path, browser: Browser) 
             assert re.search(r"last answer was at .*\d\d:\d\d:\d\d", text(page, "#notice"))
             assert text(page, "#link") == "no answer"
             assert page.locator("#sources-table td:has-text('live')").count() == 1
+    finally:
+        served.close()
+
+
+def test_a_browser_comes_in_by_the_operators_address_and_is_told_when_it_is_out(
+    folder: Path, browser: Browser
+) -> None:
+    """Where the API wants a token: `sidecar open` lets in; without its cookie the page says so."""
+    token = folder / "api.token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    served = Served(folder / "token.sock", "--api-token-file", str(token))
+    try:
+        assert served.get(f"{served.api_url}/ui/")[0] == 401
+        command = [sys.executable, "-m", "sidecar", "open", "--url", served.api_url]
+        command += ["--api-token-file", str(token)]
+        address = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        page = browser.new_page()
+        page.set_default_timeout(browsers.PATIENCE_MS)
+        page.goto(address.strip())
+        page.wait_for_selector("#headline[data-level=blind]")
+        assert page.locator("#notice").is_hidden()
+        page.context.clear_cookies()
+        page.wait_for_selector("#notice:has-text('sidecar open')")
+        page.close()
     finally:
         served.close()
 
