@@ -1,8 +1,9 @@
 """The whole state: frames go in, a snapshot of everything publishable comes out.
 
 Guarantees: at most `Limits.max_sources` sources, `requests.MAX_BYTES` bytes of requests,
-`signatures.MAX_BYTES` of signatures and `scans.MAX_BYTES` of scans are held; a source unheard for
-`Limits.stale_ns` is in no snapshot except as silent, and not even as that after `FORGET_NS`.
+`signatures.MAX_BYTES` of signatures, `scans.MAX_BYTES` of scans and `timeline.MAX_BYTES` of columns
+are held; a source unheard for `Limits.stale_ns` is in no snapshot except as silent, and not even as
+that after `FORGET_NS`.
 Nothing here reads a clock: every call is told the time.
 """
 
@@ -10,10 +11,12 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sidecar.fold.histogram import FRAME_AGE_SECONDS, Distribution, Histogram
+from sidecar.fold.lines import ServingLines
 from sidecar.fold.requests import Measured, RecentRequests
 from sidecar.fold.scans import RecentScans, Scanned
 from sidecar.fold.signatures import RecentSignatures, Signed
 from sidecar.fold.source import SourceState, SourceView
+from sidecar.fold.timeline import Timelines
 from sidecar.wire.frame import CAUSES, Frame, Requests, Serving, Signatures, Source
 from sidecar.wire.scan import Scan
 
@@ -56,13 +59,18 @@ class Snapshot(NamedTuple):
 
 
 class Reducer:
-    """Folds frames of all sources."""
+    """Folds frames of all sources.
+
+    timelines, lines: what grew second by second, of layers and of what was served.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sources: dict[str, SourceState] = {}
         self._requests = RecentRequests()
         self._signatures = RecentSignatures()
+        self.timelines = Timelines()
+        self.lines = ServingLines()
         self._scans = RecentScans()
         self._refused = dict.fromkeys(REFUSALS, 0)
         self._refused_ns: dict[str, int] = {}
@@ -142,6 +150,8 @@ class Reducer:
         return True
 
     def _remember(self, frame: Frame) -> None:
+        self.timelines.update(frame)
+        self.lines.update(frame)
         match frame.body:
             case Requests() as body:
                 self._requests.measure(frame.header.source.name, body)

@@ -24,7 +24,10 @@ from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
+from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
+from sidecar.publish.live import views as live_views
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
@@ -38,7 +41,7 @@ from sidecar.wire.channel import Receiver
 RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
-def create_state(config: ExporterConfig) -> State:
+def create_state(config: ExporterConfig, guard: Guard) -> State:
     """The living parts, reading from the socket once `intake.start` is called.
 
     Raises ConfigError or ChannelError when the key file or the socket cannot be used.
@@ -57,11 +60,12 @@ def create_state(config: ExporterConfig) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    collectors = {**COLLECTORS, "drift": drift}
+    collectors = {**COLLECTORS, "drift": drift, "guard": guard.collect}
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer)
+    pulse = Pulse(intake, watch)
+    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
@@ -108,7 +112,8 @@ def create_metrics_app(state: State) -> FastAPI:
 def create_api_app(state: State) -> FastAPI:
     """/v1, the live page and health."""
     # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
-    return _app(state, scan_views.api, views.api, drift_views.api, pages.ui, views.health)
+    routers = (scan_views.api, views.api, drift_views.api, live_views.api, pages.ui, views.health)
+    return _app(state, *routers)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer, Snapshot
@@ -20,6 +20,7 @@ from sidecar.wire.frame import Frame, unpack
 _POLL_SECONDS: Final = 0.2
 _PAUSE_SECONDS: Final = 0.05
 Listener = Callable[[Frame, int], None]
+_Answer = TypeVar("_Answer")
 _log = logging.getLogger(__name__)
 
 
@@ -97,6 +98,11 @@ class Intake:
         """Everything publishable now."""
         with self._lock:
             return self._reducer.get(self._clock_ns())
+
+    def read(self, question: Callable[[Reducer], _Answer]) -> _Answer:
+        """Ask the reducer for a copy of something; the ingest thread waits meanwhile."""
+        with self._lock:
+            return question(self._reducer)
 
     def requests(self, limit: int) -> list[Measured]:
         """The latest `limit` finished requests, latest first."""

@@ -10,6 +10,7 @@ from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.traces.account import TraceView
 from sidecar.wire.frame import Frame
@@ -52,6 +53,7 @@ class State(NamedTuple):
     runner: replays known-safe tasks; None when it was not asked for.
     control_path: file that steers the tap beside this sidecar; None when there is none.
     tracer: sends spans; likewise.
+    pulse: tells of events as they happen; None where nobody could listen.
     """
 
     intake: Intake
@@ -61,6 +63,7 @@ class State(NamedTuple):
     runner: Runner | None = None
     control_path: Path | None = None
     tracer: Tracer | None = None
+    pulse: Pulse | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
@@ -68,6 +71,8 @@ class State(NamedTuple):
         if self.tracer is not None:
             self.tracer.start()
         self.intake.start()
+        if self.pulse is not None:
+            self.pulse.start()
         if self.runner is not None:
             self.runner.start()
 
@@ -75,10 +80,17 @@ class State(NamedTuple):
         """Ask and read no more, judge what was read, and keep it."""
         if self.runner is not None:
             self.runner.stop()
+        if self.pulse is not None:
+            self.pulse.stop()
         self.intake.stop()
         self.watch.stop()
         if self.tracer is not None:
             self.tracer.stop()
+
+    def hang_up(self) -> None:
+        """Let go of everybody who listens to events."""
+        if self.pulse is not None:
+            self.pulse.feed.close()
 
     def canary_rounds(self) -> dict[str, int]:
         """Rounds of known-safe tasks by what became of them."""

@@ -27,6 +27,10 @@ V1 = (
     "/v1/signatures",
     "/v1/drift",
     "/v1/windows",
+    "/v1/drift/history",
+    "/v1/timeline",
+    "/v1/timeline/signals",
+    "/v1/timeline/lines",
 )
 PROBLEM = {"type", "title", "status", "detail", "remedy"}
 
@@ -283,6 +287,11 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
         "/v1/deployments",
         "/v1/windows",
         "/v1/baselines",
+        "/v1/drift/history",
+        "/v1/timeline",
+        "/v1/timeline/signals",
+        "/v1/timeline/lines",
+        "/v1/events",
         "/v1/baseline/reload",
         "/v1/drift/canary/discard",
         "/healthz",

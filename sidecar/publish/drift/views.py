@@ -28,6 +28,14 @@ def verdicts(state: Shared) -> Response:
     return _json(answers.drift_answer(state.watch.get(), state.canary_rounds()))
 
 
+@api.get("/drift/history", response_model=answers.HistoryAnswer)
+def history(
+    state: Shared, after: Annotated[int, Query(ge=0, le=answers.MAX_CURSOR)] = 0
+) -> Response:
+    """Tell how verdicts changed, the oldest first: changes with a number beyond `after`."""
+    return _json(answers.history_answer(state.watch.get(), after))
+
+
 @api.get("/windows", response_model=answers.WindowsAnswer)
 def windows(
     state: Shared,
