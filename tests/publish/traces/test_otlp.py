@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -189,9 +190,13 @@ def certificate() -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_tls_believes_the_configured_authority_alone(
-    protocol: str, certificate: tuple[bytes, bytes], tmp_path: Path
+    protocol: str,
+    certificate: tuple[bytes, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without the file the receiver is a stranger, and nothing is sent."""
+    """Without it the receiver is a stranger, and gets nothing; no variable overrules it."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     file = tmp_path / "ca.pem"
     file.write_bytes(certificate[1])
     receiver: Receiver = RECEIVERS[protocol](certificate=certificate)
