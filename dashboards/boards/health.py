@@ -256,9 +256,65 @@ _EXPORTER = Row(
         ),
     ),
 )
+_TRACES = Row(
+    "Traces (where an OpenTelemetry receiver is configured)",
+    (
+        lines(
+            about("Finished requests by what became of them", "traced_requests"),
+            "suffix: /s",
+            [Ask(rate(series("traced_requests"), "decision"), "{{decision}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans", "spans_finished", "spans_sent"),
+            "suffix: /s",
+            [
+                Ask(rate(series("spans_finished"), "pod"), "made, {{pod}}"),
+                Ask(rate(series("spans_sent"), "pod"), "sent, {{pod}}"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans dropped", "spans_dropped", runbooks=("LLMInternalsSpansDropped",)),
+            "suffix: /s",
+            [Ask(rate(series("spans_dropped"), "cause"), "{{cause}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans waiting", "span_queue_size", "span_queue_capacity"),
+            "short",
+            [
+                Ask(largest(series("span_queue_size"), "pod"), "waiting, {{pod}}"),
+                Ask(smallest(series("span_queue_capacity")), "room"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Batches", "span_batches"),
+            "suffix: /s",
+            [Ask(rate(series("span_batches"), "outcome"), "{{outcome}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("What reached no span", "trace_parts_lost", "trace_errors"),
+            "short",
+            [
+                Ask(increase(series("trace_parts_lost"), "cause"), "parts {{cause}}"),
+                Ask(increase(series("trace_errors")), "exceptions"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
 BOARD = Board(
     "health",
     "LLM internals / Sidecar health",
     "Whether what the other dashboards show can be trusted: taps, coverage, frames, exporter.",
-    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER),
+    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER, _TRACES),
 )
