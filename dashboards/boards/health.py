@@ -257,10 +257,10 @@ _EXPORTER = Row(
     ),
 )
 _TRACES = Row(
-    "Traces (where an OpenTelemetry receiver is configured)",
+    "Traces, and the doors of the sidecar",
     (
         lines(
-            about("Finished requests by what became of them", "traced_requests"),
+            about("Requests with a span, and without", "traced_requests"),
             "suffix: /s",
             [Ask(rate(series("traced_requests"), "decision"), "{{decision}}")],
             span=8,
@@ -270,42 +270,53 @@ _TRACES = Row(
             about("Spans", "spans_finished", "spans_sent"),
             "suffix: /s",
             [
-                Ask(rate(series("spans_finished"), "pod"), "made, {{pod}}"),
-                Ask(rate(series("spans_sent"), "pod"), "sent, {{pod}}"),
+                Ask(rate(series("spans_finished")), "finished"),
+                Ask(rate(series("spans_sent")), "sent"),
             ],
             span=8,
             min=0,
         ),
         lines(
-            about("Spans dropped", "spans_dropped", runbooks=("LLMInternalsSpansDropped",)),
-            "suffix: /s",
-            [Ask(rate(series("spans_dropped"), "cause"), "{{cause}}")],
-            span=8,
-            min=0,
-        ),
-        lines(
-            about("Spans waiting", "span_queue_size", "span_queue_capacity"),
+            about("Spans that wait", "span_queue_size", "span_queue_capacity"),
             "short",
             [
                 Ask(largest(series("span_queue_size"), "pod"), "waiting, {{pod}}"),
-                Ask(smallest(series("span_queue_capacity")), "room"),
+                Ask(smallest(series("span_queue_capacity")), "capacity"),
             ],
             span=8,
             min=0,
         ),
         lines(
-            about("Batches", "span_batches"),
-            "suffix: /s",
-            [Ask(rate(series("span_batches"), "outcome"), "{{outcome}}")],
+            about(
+                "Spans and parts of them lost",
+                "spans_dropped",
+                "trace_parts_lost",
+                runbooks=("LLMInternalsSpansDropped",),
+            ),
+            "short",
+            [
+                Ask(increase(series("spans_dropped"), "cause"), "spans, {{cause}}"),
+                Ask(increase(series("trace_parts_lost"), "cause"), "parts, {{cause}}"),
+            ],
             span=8,
             min=0,
         ),
         lines(
-            about("What reached no span", "trace_parts_lost", "trace_errors"),
+            about("Batches, and exceptions", "span_batches", "trace_errors"),
             "short",
             [
-                Ask(increase(series("trace_parts_lost"), "cause"), "parts {{cause}}"),
+                Ask(increase(series("span_batches"), "outcome"), "{{outcome}}"),
                 Ask(increase(series("trace_errors")), "exceptions"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Refused at the door, and audited", "http_refused", "audit_entries"),
+            "short",
+            [
+                Ask(increase(series("http_refused"), "cause"), "refused, {{cause}}"),
+                Ask(summed(series("audit_entries"), "pod"), "entries of the log, {{pod}}"),
             ],
             span=8,
             min=0,
