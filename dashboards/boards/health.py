@@ -287,7 +287,12 @@ _TRACES = Row(
             min=0,
         ),
         lines(
-            about("Spans and parts of them lost", "spans_dropped", "trace_parts_lost"),
+            about(
+                "Spans and parts of them lost",
+                "spans_dropped",
+                "trace_parts_lost",
+                runbooks=("LLMInternalsSpansDropped",),
+            ),
             "short",
             [
                 Ask(increase(series("spans_dropped"), "cause"), "spans, {{cause}}"),
