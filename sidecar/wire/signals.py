@@ -953,7 +953,7 @@ _LIVE_METRICS = (
         change="A bug of ours: the live page stands still; see the sidecar's log.",
     ),
     _metric(
-        "timeline_readings_lost",
+        "lost_timeline_readings",
         Kind.COUNTER,
         (),
         "Readings of layers or of serving that found no room in the last ten minutes' columns.",

@@ -38,6 +38,6 @@ def events_collector(get: Callable[[], PulseView]) -> Collector:
         yield family("event_clients", [((), view.num_clients)])
         yield family("event_clients_failed", (((cause,), n) for cause, n in view.failed.items()))
         yield family("event_errors", [((), view.num_errors)])
-        yield family("timeline_readings_lost", [((), view.num_left_out)])
+        yield family("lost_timeline_readings", [((), view.num_left_out)])
 
     return collect

@@ -83,5 +83,5 @@ def test_how_clients_and_columns_fare_is_published() -> None:
         ("event_clients_failed_total", "stalled"): 1,
         ("event_clients_failed_total", "refused"): 0,
         ("event_errors_total",): 0,
-        ("timeline_readings_lost_total",): 0,
+        ("lost_timeline_readings_total",): 0,
     }
