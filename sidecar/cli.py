@@ -20,6 +20,7 @@ from sidecar.commands import (
     fleet,
     metrics,
     replay,
+    scan,
     serve,
     version,
 )
@@ -34,6 +35,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "replay": replay,
         "fleet": fleet,
         "control": control,
+        "scan": scan,
         "canary": canary,
         "audit": audit,
         "open": browser,
