@@ -17,11 +17,13 @@ from sidecar.commands import (
     canary,
     control,
     demo,
+    doctor,
     fleet,
     metrics,
     replay,
     scan,
     serve,
+    top,
     version,
 )
 from sidecar.commands.command import Command
@@ -31,6 +33,7 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "top": top,
         "baseline": baseline,
         "replay": replay,
         "fleet": fleet,
@@ -39,6 +42,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "canary": canary,
         "audit": audit,
         "open": browser,
+        "doctor": doctor,
         "metrics": metrics,
         "version": version,
         "demo": demo,
