@@ -21,7 +21,9 @@ from sidecar.commands import (
     fleet,
     metrics,
     replay,
+    scan,
     serve,
+    top,
     version,
 )
 from sidecar.commands.command import Command
@@ -31,10 +33,12 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "top": top,
         "baseline": baseline,
         "replay": replay,
         "fleet": fleet,
         "control": control,
+        "scan": scan,
         "canary": canary,
         "audit": audit,
         "open": browser,
