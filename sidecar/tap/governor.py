@@ -109,14 +109,8 @@ class Governor:
             confidence_every=_or(control.confidence_every, config.confidence_every),
             shed_level=shed_level,
             revision=control.revision,
-            scan=self._scan(control, level),
+            scan=_scan(control, level),
         )
-
-    def _scan(self, control: Control, level: Level) -> Wish | None:
-        # A scan reads every layer: none begins while the budget leaves layers out.
-        if control.scan_requests is None or not self._config.scans or level.layers > 1:
-            return None
-        return Wish(control.scan_id or control.revision, control.scan_requests)
 
     def _select(self, layers: list[int] | None, level: Level) -> Selection | None:
         """The layers that are left; None for all of them."""
@@ -132,6 +126,13 @@ class Governor:
         if len(self._selections) > _NUM_KEPT:
             del self._selections[next(iter(self._selections))]
         return selection
+
+
+def _scan(control: Control, level: Level) -> Wish | None:
+    # A scan reads every layer: none begins while the budget leaves layers out.
+    if control.scan_requests is None or level.layers > 1:
+        return None
+    return Wish(control.scan_id or control.revision, control.scan_requests)
 
 
 def _or(wish: int | None, otherwise: int) -> int:

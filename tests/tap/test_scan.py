@@ -491,6 +491,7 @@ def test_an_operator_may_forbid_scans(tmp_path, guard) -> None:
 
     assert scans_of(engine) == []
     assert not hasattr(engine.tap.scanner, "_ring")
+    assert "SIDECAR_SCANS=1" in engine.status().absent["scan"]
 
 
 def test_no_scan_begins_while_the_budget_leaves_layers_out(engine) -> None:
