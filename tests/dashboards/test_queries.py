@@ -81,7 +81,7 @@ def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             Job("pods", [stack.enter_context(published(lambda _: (TEXT, text_of_pods())))]),
         ]
         folder = tmp_path_factory.mktemp("prometheus")
-        found = Prometheus(folder, jobs, (RULES,), seconds=1)
+        found = Prometheus(folder, jobs, (RULES,))
         stack.callback(found.stop)
         yield found.start()
 
@@ -124,6 +124,15 @@ def test_every_variable_offers_something(
     wanted = {"namespace": ["llm"], "model": [MODEL], "pod": [POD]}
     wanted |= {"layer": [str(n) for n in range(NUM_LAYERS)], "phase": ["decode", "prefill"]}
     assert found == {each: wanted[each] for each in found}
+
+
+def test_the_base_model_has_a_name(answers: Mapping[Query, Answer]) -> None:
+    """Its adapter is empty: no label for Prometheus, the bare word in a legend of Grafana."""
+    found = [q for q in answers if "{{adapter}}" in q.legend]
+    assert found
+    for query in found:
+        names = {each["metric"].get("adapter", "") for each in answers[query]}
+        assert names == {"base model", "support", "other"}, query.id
 
 
 def test_a_choice_narrows_what_is_shown(
