@@ -30,7 +30,7 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus and promtool into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus, alertmanager and their tools into .tools, from Debian's packages
 
 $(TOOLS): scripts/prometheus.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
@@ -70,6 +70,10 @@ format: setup ## format the code, mend what ruff can mend
 .PHONY: model
 model: setup ## train the bundled model again
 	@$(BIN)/python -m sidecar.demo.train --bf16
+
+.PHONY: dashboards
+dashboards: setup ## write the Grafana dashboards, dashboards/json, anew from the code
+	@$(BIN)/python -m dashboards.generate
 
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off

@@ -39,12 +39,13 @@ def _names(value: object) -> object:
 
 
 class Shared(BaseModel):
-    """Keys that both sides read: where they meet, and what proves who speaks.
+    """Keys that both sides read: where they meet, and what proves who speaks or steers.
 
     socket: path of the unix socket.
     key_file: file whose bytes sign every frame (HMAC-SHA256); none means unsigned.
     canary_key_file: file whose bytes prove that a request is a canary of the operator's; with none
         no request is one.
+    control_file: file whose contents steer the tap while it runs; beside the socket by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,12 @@ class Shared(BaseModel):
     socket: Path = Field(default_factory=lambda: default_socket())  # noqa: PLW0108
     key_file: Path | None = None
     canary_key_file: Path | None = None
+    control_file: Path | None = None
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control of the running tap is looked for."""
+        return self.control_file or self.socket.with_name(CONTROL_NAME)
 
     def key(self) -> bytes | None:
         """Bytes of the key file, or None when none is configured."""
@@ -85,7 +92,7 @@ class TapConfig(Shared):
     weights_digest: whether the files of the model are hashed once, in the background.
     budget_share: most time that the tap may take, as a share of the engine's; 0 for no limit.
     allow_opt_out: whether a client may ask that its request is not measured.
-    control_file: file whose contents steer the tap while it runs; beside the socket by default.
+    scans: whether an operator may have requests scanned, row by row (docs/scan.md).
     """
 
     tap: bool = False
@@ -108,12 +115,7 @@ class TapConfig(Shared):
     weights_digest: bool = True
     budget_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     allow_opt_out: bool = False
-    control_file: Path | None = None
-
-    @property
-    def control_path(self) -> Path:
-        """Where the control of the running tap is looked for."""
-        return self.control_file or self.socket.with_name(CONTROL_NAME)
+    scans: bool = True
 
     @classmethod
     def read(cls, environ: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> Self:

@@ -11,6 +11,7 @@ from sidecar.wire.frame import (
     NUM_POPULATIONS,
     NUM_POWERS,
     NUM_SIGNALS,
+    Aborted,
     Arrays,
     Body,
     Coverage,
@@ -32,6 +33,7 @@ from sidecar.wire.frame import (
     pack,
     unpack,
 )
+from sidecar.wire.scan import CONFIDENCE, Scan
 from sidecar.wire.signals import GROUPS
 from sidecar.wire.signature import Layout, size
 
@@ -220,19 +222,68 @@ def signatures(*ids: str, is_final: bool = True, layers: Sequence[int] = (0, 2))
     return Signatures(layout, signed)
 
 
-def finished(client_id: str = "cmpl-1-0", reason: str = "stop", end_ns: int = NOW) -> Finished:
+def scan(
+    internal_id: str = "cmpl-1-0-0badcafe",
+    positions: Sequence[int] = range(12),
+    *,
+    num_layers: int = 3,
+    num_prompt_tokens: int = 8,
+    num_rows: int = 12,
+    is_final: bool = True,
+    nonfinite: int = 0,
+) -> Scan:
+    """Rows at these positions; each value is position + layer / 8 + signal / 64, exactly."""
+    at = np.array(positions, "<u4")
+    layer, signal = np.arange(num_layers), np.arange(NUM_SIGNALS)
+    values = at[:, None, None] + layer[:, None] / 8 + signal / 64
+    tokens = at[at >= num_prompt_tokens - 1]
+    confidence = tokens[:, None] + np.arange(len(CONFIDENCE)) / 64
+    return Scan(
+        internal_id,
+        list(range(num_layers)),
+        num_prompt_tokens,
+        num_rows,
+        is_final,
+        at.tobytes(),
+        values.astype("<f4").tobytes(),
+        np.full((len(at), num_layers), nonfinite, "<u4").tobytes() if nonfinite else b"",
+        tokens.tobytes(),
+        confidence.astype("<f4").tobytes(),
+    )
+
+
+def finished(
+    client_id: str = "cmpl-1-0",
+    reason: str = "stop",
+    end_ns: int = NOW,
+    traceparent: str = "",
+) -> Finished:
     """The front end's half of a request of 64 prompt and 9 generated tokens."""
-    return Finished(client_id, reason, end_ns, 2.0, 0.25, 0.5, 1.0, 0.125, 64, 9, 16)
+    return Finished(
+        client_id,
+        reason,
+        end_ns,
+        *(2.0, 0.25, 0.5, 1.0, 0.125, 64, 9, 16),
+        start_ns=end_ns - 2 * SECOND,
+        time_to_first_token=0.75,
+        traceparent=traceparent,
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.875,
+    )
+
+
+def aborted(internal_id: str, end_ns: int = NOW, traceparent: str = "") -> Aborted:
+    """What the front end says of a request whose client hung up after a second."""
+    return Aborted(internal_id, end_ns, end_ns - SECOND, traceparent, 9, 0.5, 0.875)
 
 
 def serving(
-    *done: Finished, engine: int = 0, model_name: str = "tiny", aborted: Sequence[str] = ()
+    *done: Finished, engine: int = 0, model_name: str = "tiny", gone: Sequence[Aborted] = ()
 ) -> Serving:
     """Ordinary stats with these newly finished and aborted requests."""
     first = [0.5] * len(done)
-    return Serving(
-        model_name, engine, 640, 90, 160, 1, 3, 2, 0.25, first, list(done), list(aborted)
-    )
+    return Serving(model_name, engine, 640, 90, 160, 1, 3, 2, 0.25, first, list(done), list(gone))
 
 
 def request(
@@ -278,7 +329,7 @@ def everything() -> Reducer:
                 reducer.update(stage.frame(body, t_ns), t_ns + SECOND // 8)
             stage.lose()
     frontend, refused = FakeSource(FRONTEND), FakeSource(Source("frontend", 1), "boot-9999")
-    told = serving(finished("a"), finished("b", "length"), aborted=["c-0badcafe"])
+    told = serving(finished("a"), finished("b", "length"), gone=[aborted("c-0badcafe")])
     reducer.update(frontend.frame(told, now), now)
     verdict = Status("refused", "release", "vLLM 9.9 is not known; use 0.33", model_name="tiny")
     reducer.update(refused.frame(verdict, now), now)

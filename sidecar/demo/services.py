@@ -22,7 +22,7 @@ CONTEXT_TOKENS: Final = 1024
 CANARY_KEY: Final = "canary.key"
 TAMPER_KEY: Final = "tamper.key"
 # Armed within two minutes, and two rounds, which the hard rule needs, within twenty seconds.
-_CANARY: Final = {
+CANARY: Final = {
     "SIDECAR_CANARY_SECONDS": "10",
     "SIDECAR_CANARY_LEARN_SECONDS": "3",
     "SIDECAR_CANARY_RATE": "32",
@@ -52,7 +52,7 @@ def exporter(options: Options, run_dir: Path, environ: Mapping[str, str]) -> Ser
             "SIDECAR_CANARY_URL": options.vllm_url,
             "SIDECAR_CANARY_MODEL": SERVED_NAME,
             "SIDECAR_CANARY_KEY_FILE": str(run_dir / CANARY_KEY),
-            **_CANARY,
+            **CANARY,
             "PYTHONUNBUFFERED": "1",
         },
         log=options.cache / "logs" / f"sidecar-{options.metrics_port}.log",

@@ -1,19 +1,24 @@
 """The whole state: frames go in, a snapshot of everything publishable comes out.
 
-Guarantees: at most `Limits.max_sources` sources, `requests.MAX_BYTES` bytes of requests and
-`signatures.MAX_BYTES` of signatures are held; a source unheard for `Limits.stale_ns` is in no
-snapshot except as silent, and not even as that after `FORGET_NS`. Nothing here reads a clock:
-every call is told the time.
+Guarantees: at most `Limits.max_sources` sources, `requests.MAX_BYTES` bytes of requests,
+`signatures.MAX_BYTES` of signatures, `scans.MAX_BYTES` of scans and `timeline.MAX_BYTES` of columns
+are held; a source unheard for `Limits.stale_ns` is in no snapshot except as silent, and not even as
+that after `FORGET_NS`.
+Nothing here reads a clock: every call is told the time.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sidecar.fold.histogram import FRAME_AGE_SECONDS, Distribution, Histogram
+from sidecar.fold.lines import ServingLines
 from sidecar.fold.requests import Measured, RecentRequests
+from sidecar.fold.scans import RecentScans, Scanned
 from sidecar.fold.signatures import RecentSignatures, Signed
 from sidecar.fold.source import SourceState, SourceView
+from sidecar.fold.timeline import Timelines
 from sidecar.wire.frame import CAUSES, Frame, Requests, Serving, Signatures, Source
+from sidecar.wire.scan import Scan
 
 # Causes of refusal beyond those of the wire: a number heard before; a life that another one has
 # replaced; more sources than are held; an error of ours.
@@ -54,13 +59,19 @@ class Snapshot(NamedTuple):
 
 
 class Reducer:
-    """Folds frames of all sources."""
+    """Folds frames of all sources.
+
+    timelines, lines: what grew second by second, of layers and of what was served.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sources: dict[str, SourceState] = {}
         self._requests = RecentRequests()
         self._signatures = RecentSignatures()
+        self.timelines = Timelines()
+        self.lines = ServingLines()
+        self._scans = RecentScans()
         self._refused = dict.fromkeys(REFUSALS, 0)
         self._refused_ns: dict[str, int] = {}
         self._ages = Histogram(FRAME_AGE_SECONDS)
@@ -114,6 +125,14 @@ class Reducer:
         """The latest signatures of `limit` requests, latest first."""
         return self._signatures.get(limit)
 
+    def scans(self) -> list[Scanned]:
+        """The scanned requests, latest first."""
+        return self._scans.get()
+
+    def find_scans(self, request_id: str) -> list[Scanned]:
+        """Scanned requests with this engine id or client id, latest first."""
+        return self._scans.find(request_id)
+
     def _state_of(self, source: Source, now_ns: int) -> SourceState | None:
         if source.name not in self._sources:
             if not self._make_room(now_ns):
@@ -131,6 +150,8 @@ class Reducer:
         return True
 
     def _remember(self, frame: Frame) -> None:
+        self.timelines.update(frame)
+        self.lines.update(frame)
         match frame.body:
             case Requests() as body:
                 self._requests.measure(frame.header.source.name, body)
@@ -139,6 +160,8 @@ class Reducer:
                 self._requests.abort(body.aborted)
             case Signatures() as body:
                 self._signatures.update(frame.header.source.name, body)
+            case Scan() as body:
+                self._scans.update(frame.header.source.name, frame.header.t_ns, body)
 
 
 def _rank(state: SourceState) -> tuple[str, int, int, int]:

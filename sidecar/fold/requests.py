@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sidecar.fold.tables import table_bytes
-from sidecar.wire.frame import Finished, Request, Requests
+from sidecar.wire.frame import Aborted, Finished, Request, Requests
 
 MAX_REQUESTS: Final = 2048
 MAX_BYTES: Final = 64 << 20
@@ -21,14 +21,15 @@ class Measured(NamedTuple):
 
     layers: global ids of the layers, as ordered in the arrays of `request`.
     serving: the front end's half, or None while it is not known.
-    aborted: whether its client hung up, as the front end said; such a request has no other half.
+    aborted: when its client hung up, the little that the front end then says; else None.
+        Such a request has no `serving`.
     """
 
     source: str
     layers: tuple[int, ...]
     request: Request
     serving: Finished | None = None
-    aborted: bool = False
+    aborted: Aborted | None = None
 
 
 class RecentRequests:
@@ -41,16 +42,16 @@ class RecentRequests:
         self._num_bytes = 0
         self._finished: dict[str, deque[Finished]] = {}
         self._arrivals: deque[str] = deque()
-        self._aborted: dict[str, None] = {}  # a set in order of arrival
+        self._aborted: dict[str, Aborted] = {}  # in order of arrival
 
     def measure(self, source: str, body: Requests) -> None:
         """Take the engine's halves."""
         layers = tuple(body.layers)
         for request in body.requests:
             self._measured.append(Measured(source, layers, request))
-            self._num_bytes += _num_bytes(request)
+            self._num_bytes += request_bytes(request)
         while len(self._measured) > self._max_requests or self._num_bytes > self._max_bytes:
-            self._num_bytes -= _num_bytes(self._measured.popleft().request)
+            self._num_bytes -= request_bytes(self._measured.popleft().request)
 
     def finish(self, finished: list[Finished]) -> None:
         """Take the front end's halves."""
@@ -64,9 +65,9 @@ class RecentRequests:
             if not same_id:
                 del self._finished[oldest]
 
-    def abort(self, internal_ids: list[str]) -> None:
-        """Take ids of requests whose client hung up."""
-        self._aborted.update(dict.fromkeys(internal_ids))
+    def abort(self, aborted: list[Aborted]) -> None:
+        """Take requests whose client hung up."""
+        self._aborted.update((gone.id, gone) for gone in aborted)
         while len(self._aborted) > self._max_requests:
             del self._aborted[next(iter(self._aborted))]
 
@@ -85,8 +86,8 @@ class RecentRequests:
 
     def _joined(self, measured: Measured) -> Measured:
         request = measured.request
-        if request.id in self._aborted:
-            return measured._replace(aborted=True)
+        if gone := self._aborted.get(request.id):
+            return measured._replace(aborted=gone)
         for client_id in client_ids(request.id):
             if same_id := self._finished.get(client_id):
                 # Clients reuse ids, and the children of one request share it: the nearest end.
@@ -114,7 +115,8 @@ _SUFFIX: Final = re.compile(r"-[0-9a-f]{8}\Z")
 _CHILD: Final = re.compile(r"\A\d+_")
 
 
-def _num_bytes(request: Request) -> int:
+def request_bytes(request: Request) -> int:
+    """About what the statistics of one request take in memory, in bytes."""
     moments = request.moments
     parts = (moments.count, moments.nonfinite, moments.sums, moments.extremes)
     return sum(len(part) for part in parts) + sum(map(table_bytes, request.tables))

@@ -24,11 +24,16 @@ from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
-from sidecar.publish.intake import Intake
+from sidecar.publish.intake import Intake, each_of
+from sidecar.publish.live import views as live_views
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
 from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.metrics.selection import Selection
-from sidecar.publish.state import State
+from sidecar.publish.scan import views as scan_views
+from sidecar.publish.state import State, Tracer
+from sidecar.publish.traces import metrics as trace_metrics
+from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
 
@@ -49,12 +54,30 @@ def create_state(config: ExporterConfig) -> State:
     runner = None
     if suite is not None:
         runner = create_runner(config, suite, lambda: watch.get().canaries.is_learning)
-    intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=watch.hear)
+    tracer = create_tracer(config, watch)
+    listeners = [watch.hear, *([tracer.hear] if tracer else [])]
+    intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
     collectors = {**COLLECTORS, "drift": drift}
+    if tracer is not None:
+        collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(intake, exposition, watch, baselines, runner)
+    pulse = Pulse(intake, watch)
+    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
+
+
+def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
+    """What makes spans and sends them; None where no endpoint is configured.
+
+    Raises ConfigError when a file that was named cannot be used.
+    """
+    if config.otlp_endpoint is None:
+        return None
+    # OpenTelemetry takes 0.2 s and 15 MB, which nobody pays who sends no traces.
+    from sidecar.publish.traces.tracer import create_tracer as create  # noqa: PLC0415
+
+    return create(config, watch.get)
 
 
 def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
@@ -86,8 +109,10 @@ def create_metrics_app(state: State) -> FastAPI:
 
 
 def create_api_app(state: State) -> FastAPI:
-    """/v1 and health."""
-    return _app(state, views.api, drift_views.api, views.health)
+    """/v1, the live page and health."""
+    # Scans first: what ends in /scan is theirs, although a request's id may hold slashes.
+    routers = (scan_views.api, views.api, drift_views.api, live_views.api, pages.ui, views.health)
+    return _app(state, *routers)
 
 
 def _app(state: State, *routers: APIRouter) -> FastAPI:

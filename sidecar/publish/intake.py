@@ -7,19 +7,31 @@ Guarantees: no message ends the thread, and each one that is not used is counted
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
 from sidecar.errors import FrameError
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.fold.requests import Measured
+from sidecar.fold.scans import Scanned
 from sidecar.fold.signatures import Signed
 from sidecar.wire.frame import Frame, unpack
 
 _POLL_SECONDS: Final = 0.2
 _PAUSE_SECONDS: Final = 0.05
 Listener = Callable[[Frame, int], None]
+_Answer = TypeVar("_Answer")
 _log = logging.getLogger(__name__)
+
+
+def each_of(listeners: Sequence[Listener]) -> Listener:
+    """One listener that tells all of them, in order."""
+
+    def tell(frame: Frame, now_ns: int) -> None:
+        for listener in listeners:
+            listener(frame, now_ns)
+
+    return tell
 
 
 class Inbox(Protocol):
@@ -87,6 +99,11 @@ class Intake:
         with self._lock:
             return self._reducer.get(self._clock_ns())
 
+    def read(self, question: Callable[[Reducer], _Answer]) -> _Answer:
+        """Ask the reducer for a copy of something; the ingest thread waits meanwhile."""
+        with self._lock:
+            return question(self._reducer)
+
     def requests(self, limit: int) -> list[Measured]:
         """The latest `limit` finished requests, latest first."""
         with self._lock:
@@ -101,6 +118,16 @@ class Intake:
         """The latest signatures of `limit` requests, latest first."""
         with self._lock:
             return self._reducer.signatures(limit)
+
+    def scans(self) -> list[Scanned]:
+        """The scanned requests, latest first."""
+        with self._lock:
+            return self._reducer.scans()
+
+    def find_scans(self, request_id: str) -> list[Scanned]:
+        """Scanned requests with this engine id or client id, latest first."""
+        with self._lock:
+            return self._reducer.find_scans(request_id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -44,7 +44,7 @@ def serve(config: ExporterConfig) -> int:
             f"socket {config.socket}\n"
         )
         seats = [_Seat(create_metrics_app(state), metrics), _Seat(create_api_app(state), api)]
-        asyncio.run(_run(seats, ready, state.reload))
+        asyncio.run(_run(seats, ready, state.reload, state.hang_up))
     return 0
 
 
@@ -80,12 +80,15 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    seats: Sequence[_Seat], ready: str, reload: Callable[[], None] | None = None
+    seats: Sequence[_Seat],
+    ready: str,
+    reload: Callable[[], None] | None = None,
+    hang_up: Callable[[], None] = lambda: None,
 ) -> None:
     servers = [_Server(_settings(seat.app)) for seat in seats]
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        loop.add_signal_handler(number, _stop, servers)
+        loop.add_signal_handler(number, _stop, servers, hang_up)
     if reload is not None:
         # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
         loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
@@ -115,7 +118,8 @@ def _settings(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _stop(servers: Sequence[uvicorn.Server]) -> None:
+def _stop(servers: Sequence[uvicorn.Server], hang_up: Callable[[], None]) -> None:
+    hang_up()  # or a server would wait for those who listen to events
     for server in servers:
         server.should_exit = True
 

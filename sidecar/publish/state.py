@@ -1,6 +1,7 @@
 """What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
 import logging
+from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import Depends, Request
@@ -9,7 +10,10 @@ from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
+from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.traces.account import TraceView
+from sidecar.wire.frame import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -27,10 +31,29 @@ class Runner(Protocol):
         """Rounds so far by what became of them."""
 
 
+class Tracer(Protocol):
+    """What sends spans: `traces.tracer.Tracer`, or a fake."""
+
+    def start(self) -> None:
+        """Begin to make spans."""
+
+    def stop(self) -> None:
+        """End, after what can be sent was sent."""
+
+    def hear(self, frame: Frame, now_ns: int) -> None:
+        """Take an accepted frame; never waits."""
+
+    def get(self) -> TraceView:
+        """What became of every request and span."""
+
+
 class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
     runner: replays known-safe tasks; None when it was not asked for.
+    control_path: file that steers the tap beside this sidecar; None when there is none.
+    tracer: sends spans; likewise.
+    pulse: tells of events as they happen; None where nobody could listen.
     """
 
     intake: Intake
@@ -38,11 +61,18 @@ class State(NamedTuple):
     watch: Watch
     baselines: Baselines
     runner: Runner | None = None
+    control_path: Path | None = None
+    tracer: Tracer | None = None
+    pulse: Pulse | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
         self.watch.start()
+        if self.tracer is not None:
+            self.tracer.start()
         self.intake.start()
+        if self.pulse is not None:
+            self.pulse.start()
         if self.runner is not None:
             self.runner.start()
 
@@ -50,8 +80,17 @@ class State(NamedTuple):
         """Ask and read no more, judge what was read, and keep it."""
         if self.runner is not None:
             self.runner.stop()
+        if self.pulse is not None:
+            self.pulse.stop()
         self.intake.stop()
         self.watch.stop()
+        if self.tracer is not None:
+            self.tracer.stop()
+
+    def hang_up(self) -> None:
+        """Let go of everybody who listens to events."""
+        if self.pulse is not None:
+            self.pulse.feed.close()
 
     def canary_rounds(self) -> dict[str, int]:
         """Rounds of known-safe tasks by what became of them."""

@@ -23,6 +23,7 @@ from sidecar.publish.api.problems import Problem, Unanswerable
 from sidecar.publish.api.requests import RequestsAnswer, requests_answer
 from sidecar.publish.api.signals import SignalsAnswer, signals_answer
 from sidecar.publish.api.signatures import SignaturesAnswer, signatures_answer
+from sidecar.publish.live.summary import summary_answer
 from sidecar.publish.metrics.exposition import Scrape
 from sidecar.publish.state import Shared
 from sidecar.wire.signals import GROUPS
@@ -45,8 +46,8 @@ _PAGE: Final = f"""<!doctype html>
 <li><a href="/healthz">/healthz</a>: this process lives</li>
 <li><a href="/readyz">/readyz</a>: is the telemetry to be trusted, and if not, why</li>
 </ul>
-<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures, /v1/drift,
-/v1/windows.</p>
+<p>On the API port: /v1/status, /v1/layers, /v1/signals, /v1/requests, /v1/signatures, /v1/scans,
+/v1/drift, /v1/drift/history, /v1/windows, /v1/timeline, /v1/timeline/lines, /v1/events.</p>
 </body></html>
 """
 _PAGE_HEADERS: Final = {
@@ -98,7 +99,9 @@ def exposition(
 @api.get("/status", response_model=answers.StatusAnswer)
 def status(state: Shared) -> Response:
     """Tell the state of every source, and ordinary stats."""
-    return _json(answers.status_answer(state.intake.get()))
+    snapshot = state.intake.get()
+    summary = summary_answer(snapshot, state.watch.get())
+    return _json(answers.status_answer(snapshot, summary))
 
 
 @api.get("/layers", response_model=answers.LayersAnswer)

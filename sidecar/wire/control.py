@@ -18,12 +18,14 @@ import msgspec
 from sidecar.errors import ChannelError, ConfigError
 from sidecar.wire.channel import check_folder
 from sidecar.wire.fields import Rank
+from sidecar.wire.scan import MAX_REQUESTS
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1 << 16
 MODE: Final = 0o640
 _FOLDER_MODE: Final = 0o770
 _DIGEST_LETTERS: Final = 12
+_SCAN_ID_BYTES: Final = 4
 _ROOT: Final = 0
 
 Every = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -38,6 +40,8 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     stages are theirs.
     steps_every: one step in so many is measured at all.
     attention_every, confidence_every: see TapConfig; 0 for never. attention_requests: likewise.
+    scan_requests: the next so many requests are scanned, row by row (docs/scan.md); 0 ends a scan.
+    scan_id: tells one such wish from the next: each is obeyed once by each engine's life.
     """
 
     version: Literal[1] = VERSION
@@ -48,6 +52,8 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     attention_every: Every | None = None
     attention_requests: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     confidence_every: Every | None = None
+    scan_requests: Annotated[int, msgspec.Meta(ge=0, le=MAX_REQUESTS)] | None = None
+    scan_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 def change(before: Control | None, changes: dict[str, Any]) -> Control:
@@ -61,6 +67,17 @@ def change(before: Control | None, changes: dict[str, Any]) -> Control:
         return msgspec.convert({**wishes, **changes, "revision": ""}, Control, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{error}; see docs/control.md for what may be asked") from error
+
+
+def ask_for_scans(path: Path, num_requests: int | str) -> Control:
+    """Have the next so many requests scanned, and leave all other wishes as they are.
+
+    Raises ConfigError when the number is out of range, or the control at `path` cannot be used.
+    """
+    changes = {"scan_requests": num_requests, "scan_id": secrets.token_hex(_SCAN_ID_BYTES)}
+    asked = change(read(path), changes)
+    write(path, asked)
+    return asked
 
 
 def encode(control: Control) -> bytes:

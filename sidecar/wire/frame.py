@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from sidecar.errors import FrameError
 from sidecar.wire.fields import Count, LayerIds, LongText, Rank, Text
+from sidecar.wire.scan import Scan, wrong_shape
 from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
 from sidecar.wire.signature import Layout, size
+from sidecar.wire.traceparent import TraceParent
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 MAX_BYTES: Final = 1 << 20
 CAUSES: Final = ("oversized", "magic", "schema", "mac", "decode", "shape", "value")
 
@@ -223,6 +225,10 @@ class Finished(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Ordinary stats of one finished request, from the front end. Times in seconds.
 
     id: the client-facing request id; `Request.id` is this plus `-<8 hex>`.
+    start_ns: when the request arrived, Unix time; 0 when not known.
+    time_to_first_token: from its arrival; NaN when not known.
+    traceparent: the caller's place in a trace; "" unless it sent a valid one.
+    max_tokens, temperature, top_p: as asked for; 0 and NaN when not known.
     """
 
     id: Text
@@ -236,6 +242,27 @@ class Finished(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     prompt_tokens: Count
     generated_tokens: Count
     cached_tokens: Count
+    start_ns: Count = 0
+    time_to_first_token: float = math.nan
+    traceparent: TraceParent = ""
+    max_tokens: Count = 0
+    temperature: float = math.nan
+    top_p: float = math.nan
+
+
+class Aborted(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """One request whose client hung up; vLLM reports no stats of it. Fields as of `Finished`.
+
+    id: the engine's internal id, as `Request.id`.
+    """
+
+    id: Text
+    end_ns: Count
+    start_ns: Count = 0
+    traceparent: TraceParent = ""
+    max_tokens: Count = 0
+    temperature: float = math.nan
+    top_p: float = math.nan
 
 
 class Serving(msgspec.Struct, tag="serving", array_like=True, forbid_unknown_fields=True):
@@ -252,8 +279,7 @@ class Serving(msgspec.Struct, tag="serving", array_like=True, forbid_unknown_fie
     kv_cache_usage: float
     time_to_first_token: Annotated[list[float], msgspec.Meta(max_length=65536)]
     finished: Annotated[list[Finished], msgspec.Meta(max_length=4096)]
-    # Internal ids of requests whose client hung up; vLLM reports no stats of them.
-    aborted: Annotated[list[Text], msgspec.Meta(max_length=4096)] = msgspec.field(
+    aborted: Annotated[list[Aborted], msgspec.Meta(max_length=4096)] = msgspec.field(
         default_factory=list
     )
 
@@ -339,7 +365,7 @@ class Status(msgspec.Struct, tag="status", array_like=True, forbid_unknown_field
     identity: Identity = Identity()
 
 
-Body = Layers | Totals | Requests | Signatures | Serving | Status | Manifest
+Body = Layers | Totals | Requests | Signatures | Serving | Status | Manifest | Scan
 
 
 class Frame(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -467,15 +493,26 @@ def _check(body: Body) -> None:
         case Totals():
             _check_tables(body.tables)
         case Requests():
-            for request in body.requests:
-                _check_moments(request.moments, len(body.layers))
-                _check_tables(request.tables)
+            _check_requests(body)
         case Signatures():
             _check_signatures(body)
         case Serving():
             _check_serving(body)
         case Status():
             _check_finite((body.cost_share,))
+        case Scan():
+            _check_scan(body)
+
+
+def _check_requests(body: Requests) -> None:
+    for request in body.requests:
+        _check_moments(request.moments, len(body.layers))
+        _check_tables(request.tables)
+
+
+def _check_scan(body: Scan) -> None:
+    if wrong := wrong_shape(body):
+        raise FrameError("shape", wrong)
 
 
 def _check_signatures(body: Signatures) -> None:
@@ -489,6 +526,9 @@ def _check_serving(body: Serving) -> None:
     for done in body.finished:
         times = (done.e2e, done.queue, done.prefill, done.decode)
         _check_finite((*times, done.time_per_output_token))
+        _check_known((done.time_to_first_token, done.temperature, done.top_p))
+    for gone in body.aborted:
+        _check_known((gone.temperature, gone.top_p))
 
 
 def _check_moments(moments: Moments, num_layers: int) -> None:
@@ -535,3 +575,8 @@ def _check_table(table: Table) -> None:
 def _check_finite(values: tuple[float, ...]) -> None:
     if not all(math.isfinite(value) for value in values):
         raise FrameError("value", "times and shares must be finite numbers")
+
+
+def _check_known(values: tuple[float, ...]) -> None:
+    if any(math.isinf(value) for value in values):
+        raise FrameError("value", "what is not known is NaN; nothing is infinite")

@@ -876,6 +876,86 @@ _DRIFT_METRICS = (
     ),
 )
 
+_TRACE_METRICS = (
+    _metric(
+        "traced_requests",
+        Kind.COUNTER,
+        ("decision",),
+        "Finished requests by what became of them: caller (its caller keeps the trace), ratio "
+        "(within SIDECAR_TRACE_RATIO) and anomalous became spans, unsampled did not.",
+        unit="requests",
+        normal="Follows finished requests; anomalous about one in a thousand with a baseline.",
+        change="anomalous grows: look at those spans, each says why it was sent.",
+    ),
+    _metric(
+        "trace_parts_lost",
+        Kind.COUNTER,
+        ("cause",),
+        "Parts of requests that reached no span: left_out (no room before the thread that makes "
+        "spans) or late (their request had been told of already).",
+        normal="0.",
+        change="left_out: the sidecar is starved of CPU; late: frames come over 15 s apart.",
+    ),
+    _metric(
+        "trace_errors",
+        Kind.COUNTER,
+        (),
+        "Exceptions of the thread that makes spans that were swallowed.",
+        unit="errors",
+        normal="0.",
+        change="A bug of ours: requests have no span.",
+    ),
+    _metric(
+        "spans_finished",
+        Kind.COUNTER,
+        (),
+        "Spans made; always spans_sent + spans_dropped + span_queue_size, exactly.",
+        normal="Follows traced_requests, and changes of drift verdicts.",
+        change="Follows traffic.",
+    ),
+    _metric(
+        "spans_sent",
+        Kind.COUNTER,
+        (),
+        "Spans that the OpenTelemetry receiver took.",
+        normal="Follows spans_finished.",
+        change="Flat while spans are finished: the receiver is away.",
+    ),
+    _metric(
+        "spans_dropped",
+        Kind.COUNTER,
+        ("cause",),
+        "Spans given up: queue_full (the oldest go first), not_taken (five tries), shutdown.",
+        normal="0.",
+        change="The receiver is away or too slow, or refuses what we send; serving is not touched.",
+    ),
+    _metric(
+        "span_queue_size",
+        Kind.GAUGE,
+        (),
+        "Spans that wait to be sent, or are on their way.",
+        normal="Near 0.",
+        change="Growth: the receiver is away or too slow.",
+    ),
+    _metric(
+        "span_queue_capacity",
+        Kind.GAUGE,
+        (),
+        "Most spans that may wait.",
+        normal="2048.",
+        change="Never.",
+    ),
+    _metric(
+        "span_batches",
+        Kind.COUNTER,
+        ("outcome",),
+        "Tries to send a batch of spans: taken or refused.",
+        unit="batches",
+        normal="taken only.",
+        change="refused: the receiver is away, slow or strict; the sidecar's log says why.",
+    ),
+)
+
 METRICS: Final = (
     *_LAYER_METRICS,
     *_ATTENTION_METRICS,
@@ -886,6 +966,7 @@ METRICS: Final = (
     *_SERVING_METRICS,
     *_HEALTH_METRICS,
     *_DRIFT_METRICS,
+    *_TRACE_METRICS,
 )
 
 _REPLICA = ("replica",)

@@ -29,7 +29,8 @@ from sidecar.wire.frame import (
     Table,
     Totals,
 )
-from sidecar.wire.signals import GROUPS, Phase, Transform
+from sidecar.wire.scan import CONFIDENCE, Scan, window
+from sidecar.wire.signals import GROUPS, NUM_FIRST_POSITIONS, Phase, Transform
 from sidecar.wire.signature import Layout, size
 
 _SIGNED_LAYERS: Final = 10
@@ -106,6 +107,28 @@ class SyntheticEngine:
             )
         return Requests(list(range(self.num_layers)), finished)
 
+    def scan(self, num_prompt_tokens: int = 64, num_generated: int = 9) -> Scan:
+        """A scan of the request told last, whole; the first four positions are sinks."""
+        positions = np.arange(num_prompt_tokens + num_generated - 1)
+        picked = positions[np.isin(positions, window(num_prompt_tokens))]
+        values = self._values(len(picked), first=False)
+        sinks = picked < NUM_FIRST_POSITIONS
+        values[sinks] = self._values(int(sinks.sum()), first=True)
+        tokens = picked[picked >= num_prompt_tokens - 1]
+        noise = self._rng.normal(0.0, 0.3, (len(tokens), len(CONFIDENCE)))
+        confidence = np.array(_TYPICAL["confidence"]) * np.exp(noise.clip(-0.5, 0.5))
+        return Scan(
+            self._request_id(self.num_requests),
+            list(range(self.num_layers)),
+            num_prompt_tokens,
+            len(positions),
+            is_final=True,
+            positions=picked.astype("<u4").tobytes(),
+            values=values.astype("<f4").tobytes(),
+            token_positions=tokens.astype("<u4").tobytes(),
+            confidence=confidence.astype("<f4").tobytes(),
+        )
+
     def tables(self, num_rows: int = 8) -> Totals:
         """Measure `num_rows` rows in every cell of every group; the running totals."""
         return Totals([self._table(group, num_rows) for group in self._axes()])
@@ -153,10 +176,19 @@ class SyntheticEngine:
     def serving(self, t_ns: int = 0) -> Serving:
         """Ordinary stats that agree with `requests`."""
         n = self.num_requests
-        done = [
-            Finished(f"cmpl-{n}-0", "length", t_ns, 1.0, 0.01, 0.1, 0.89, 0.11, 64, 9, 0)
-        ] * bool(n)
-        return Serving(self.model_name, 0, 64 * n, 9 * n, 0, 0, 1, 0, 0.25, [0.11] * bool(n), done)
+        done = Finished(
+            f"cmpl-{n}-0",
+            "length",
+            t_ns,
+            *(1.0, 0.01, 0.1, 0.89, 0.11, 64, 9, 0),
+            start_ns=max(0, t_ns - 1_000_000_000),
+            time_to_first_token=0.11,
+            max_tokens=9,
+            temperature=1.0,
+            top_p=1.0,
+        )
+        first, told = [0.11] * bool(n), [done] * bool(n)
+        return Serving(self.model_name, 0, 64 * n, 9 * n, 0, 0, 1, 0, 0.25, first, told)
 
     @staticmethod
     def _request_id(number: int) -> str:

@@ -7,14 +7,13 @@ import pytest
 from bench.arms import EVERYTHING, OFF, ON, PAIRS, SOURCE, Turn, flaws, sampled, settings
 from sidecar.config import TapConfig
 from sidecar.fold.reducer import Limits, Reducer
-from sidecar.publish.api.answers import status_answer
 from sidecar.publish.api.signals import signals_answer
 from sidecar.tap import probe_file
 from sidecar.tap.budget import Budget
 from sidecar.tap.pooling import Pooling
 from sidecar.wire.frame import Body, Frame, Header, Source, pack, unpack
 from sidecar.wire.synthetic import SyntheticEngine
-from tests.publish.plain import plain
+from tests.publish.plain import plain, status_of
 
 NUM_LAYERS, HIDDEN_SIZE = 28, 16
 NOW = 10**18
@@ -32,7 +31,7 @@ def answers() -> tuple[dict, dict]:
         header = Header("boot-one", Source("engine"), number, NOW, 0, 0)
         reducer.update(unpack(pack(Frame(header, body))), NOW)
     snapshot = reducer.get(NOW)
-    return plain(status_answer(snapshot)), plain(signals_answer(snapshot))
+    return plain(status_of(snapshot)), plain(signals_answer(snapshot))
 
 
 @pytest.mark.parametrize("name", [ON, EVERYTHING])

@@ -7,7 +7,36 @@ import pytest
 
 from tests.e2e.checks import EVERYTHING
 from tests.e2e.harness import CANARY_SECRET, Stack, serving
+from tests.e2e.observatory import Observatory, Strike, observing
 from tests.e2e.prompts import Prompts
+
+LAST = ("observatory", "tampered")  # fixtures whose tests come last, in this order
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests on the observatory last, so that its traffic is beside no other server's tests.
+
+    After all of them come those that want its model tampered with: there is no way back.
+    """
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    wanted = getattr(item, "fixturenames", ())
+    return max((turn for turn, name in enumerate(LAST, 1) if name in wanted), default=0)
+
+
+@pytest.fixture(scope="session")
+def observatory(folder: Path) -> Iterator[Observatory]:
+    """vLLM, sidecar, Prometheus, Alertmanager, pager and OTLP receiver, under traffic."""
+    yield from observing(folder / "observatory")
+
+
+@pytest.fixture(scope="session")
+def tampered(observatory: Observatory) -> Strike:
+    """The observatory's model tampered with, once its canary was armed; what was done to it."""
+    observatory.wait_until_armed()
+    return observatory.tamper()
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ class Frames:
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame.body, Serving):
-            self.aborted += frame.body.aborted
+            self.aborted += [gone.id for gone in frame.body.aborted]
         elif frame.header.source.role == "engine":
             self._bodies.append(frame.body)
 

@@ -123,6 +123,7 @@ class Stack:
     """One vLLM server and one sidecar on one socket.
 
     args: further arguments of vLLM. sabotage: see saboteur.py.
+    metrics_file: which series the sidecar shows; None is what it shows by itself.
     """
 
     folder: Path
@@ -132,6 +133,7 @@ class Stack:
     sabotage: str = ""
     cache: Path | None = None
     model: Path = MODEL
+    metrics_file: Path | None = EVERY_SERIES
     environ: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -165,7 +167,8 @@ class Stack:
     def start_exporter(self) -> None:
         """Start the sidecar, and wait until it answers."""
         options = ["--metrics-port", str(self.metrics_port), "--api-port", str(self.api_port)]
-        options += ["--metrics-file", str(EVERY_SERIES)]
+        if self.metrics_file is not None:
+            options += ["--metrics-file", str(self.metrics_file)]
         self.exporter = Process(
             [sys.executable, "-m", "sidecar", "serve", *options],
             self._environ(),

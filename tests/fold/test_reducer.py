@@ -150,7 +150,7 @@ def test_what_a_client_gave_up_is_marked_across_sources() -> None:
     engine, frontend = FakeSource(ENGINE), FakeSource(FRONTEND)
     reducer = reduced(
         engine.frame(Requests([0, 1, 2], [fakes.request("a-0badcafe")])),
-        frontend.frame(fakes.serving(aborted=["a-0badcafe"])),
+        frontend.frame(fakes.serving(gone=[fakes.aborted("a-0badcafe")])),
     )
 
     assert reducer.requests(1)[0].aborted

@@ -78,22 +78,22 @@ def test_a_client_that_reuses_its_id_gets_each_request_its_own_stats() -> None:
 def test_a_request_whose_client_hung_up_is_marked() -> None:
     """By its internal id, whichever half came first; it has no stats to be joined with."""
     recent = RecentRequests()
-    recent.abort(["a-0badcafe"])
+    recent.abort([fakes.aborted("a-0badcafe")])
     recent.measure("engine", body(*(fakes.request(f"{k}-0badcafe") for k in "abc")))
-    recent.abort(["b-0badcafe"])
+    recent.abort([fakes.aborted("b-0badcafe")])
 
-    assert [each.aborted for each in recent.get(3)] == [False, True, True]
-    assert recent.find("a")[0].aborted
+    assert [bool(each.aborted) for each in recent.get(3)] == [False, True, True]
+    assert recent.find("a")[0].aborted == fakes.aborted("a-0badcafe")
 
 
 def test_ids_of_aborted_requests_are_bounded() -> None:
     """A front end cannot fill the memory with ids that no request ever has."""
     recent = RecentRequests(max_requests=3)
-    recent.abort([f"r{k}" for k in range(5)])
+    recent.abort([fakes.aborted(f"r{k}") for k in range(5)])
     recent.measure("engine", body(*(fakes.request(f"r{k}") for k in (1, 2, 4))))
 
     assert len(recent._aborted) == 3
-    assert [each.aborted for each in recent.get(3)] == [True, True, False]
+    assert [bool(each.aborted) for each in recent.get(3)] == [True, True, False]
 
 
 def test_the_latest_come_first_up_to_the_limit() -> None:

@@ -90,8 +90,13 @@ def test_a_single_token_has_no_time_per_output_token() -> None:
 def test_aborted_requests_are_counted_and_have_no_latency() -> None:
     """Their clients hung up: vLLM reports no stats of them."""
     series = ServingSeries()
-    series.update(NOW, fakes.serving(fakes.finished("a"), aborted=["b-0badcafe", "c-0badcafe"]))
-    series.update(NOW, fakes.serving(aborted=["d-0badcafe"]))
+    series.update(
+        NOW,
+        fakes.serving(
+            fakes.finished("a"), gone=[fakes.aborted(f"{each}-0badcafe") for each in "bc"]
+        ),
+    )
+    series.update(NOW, fakes.serving(gone=[fakes.aborted("d-0badcafe")]))
     totals = series.get()
 
     assert totals is not None

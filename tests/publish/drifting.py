@@ -25,6 +25,9 @@ from sidecar.publish.drift.panel import Panel, Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import MAX_BYTES, Keeper, Watch
 from sidecar.publish.metrics.collectors import COLLECTORS, Collector
+from sidecar.publish.traces import metrics as trace_metrics
+from sidecar.publish.traces.account import Account, TraceView
+from sidecar.publish.traces.sampling import Decision
 from sidecar.wire.frame import Identity, Manifest, Signature, Signatures
 from sidecar.wire.signature import Layout, size
 from tests.fakes import NOW, SECOND, FakeClock, FakeSource
@@ -175,9 +178,16 @@ def everything() -> DriftView:
 
 
 def collectors() -> dict[str, Collector]:
-    """All collectors, that of drift over `everything`."""
+    """All collectors, that of drift over `everything`, that of traces over every outcome."""
     rounds = {"complete": 3, "partial": 1}
-    return {**COLLECTORS, "drift": drift_metrics.collector(everything, lambda: rounds)}
+    dropped = {"queue_full": 4, "not_taken": 5, "shutdown": 6}
+    account = Account(30, 8, dropped, 7, capacity=2048, num_taken=2, num_refused=3)
+    view = TraceView({each: 9 - at for at, each in enumerate(Decision)}, 1, 2, 3, account)
+    return {
+        **COLLECTORS,
+        "drift": drift_metrics.collector(everything, lambda: rounds),
+        "traces": trace_metrics.collector(lambda: view),
+    }
 
 
 def no_baselines() -> Baselines:

@@ -17,6 +17,7 @@ from sidecar.wire.frame import (
     Table,
     Totals,
 )
+from sidecar.wire.scan import CONFIDENCE, Scan
 from sidecar.wire.signals import GROUPS
 from sidecar.wire.signature import Layout, size
 from tests import fakes
@@ -70,8 +71,27 @@ def requests(draw: st.DrawFn) -> Requests:
     return Requests([0], [one])
 
 
+@st.composite
+def scans(draw: st.DrawFn) -> Scan:
+    positions = draw(st.lists(st.sampled_from([0, 1, 2, 3, 2**32 - 1]), max_size=4))
+    scan = fakes.scan(
+        draw(st.sampled_from("ab")),
+        positions,
+        num_layers=draw(st.integers(0, 2)),
+        num_prompt_tokens=draw(st.sampled_from([0, 2, 1 << 62])),
+        num_rows=draw(st.integers(0, 4)),
+        is_final=draw(st.booleans()),
+        nonfinite=draw(st.integers(0, 1)),
+    )
+    scan.values = drawn(draw, ENDS, len(scan.values) // 4, "<f4")
+    tokens = draw(st.lists(st.integers(0, 4), max_size=3))
+    scan.token_positions = np.array(tokens, "<u4").tobytes()
+    scan.confidence = drawn(draw, ENDS, len(tokens) * len(CONFIDENCE), "<f4")
+    return scan
+
+
 BODIES: st.SearchStrategy[Body] = st.one_of(
-    st.lists(tables(), max_size=4).map(Totals), signatures(), requests()
+    st.lists(tables(), max_size=4).map(Totals), signatures(), requests(), scans()
 )
 STEPS = st.lists(st.tuples(st.integers(0, 25), BODIES), max_size=12)
 
@@ -86,7 +106,10 @@ def test_no_accepted_frame_stops_anything(steps: list[tuple[int, Body]]) -> None
     for seconds, body in steps:
         now += seconds * SECOND
         reducer.update(engine.frame(body, now), now)
-    reducer.update(FakeSource(FRONTEND).frame(fakes.serving(aborted=list("ab")), now), now)
+    reducer.update(
+        FakeSource(FRONTEND).frame(fakes.serving(gone=[fakes.aborted(each) for each in "ab"]), now),
+        now,
+    )
 
     assert reducer.get(now).sources[0].tally.received == len(steps) + 1
     assert all(pages(reducer, now))

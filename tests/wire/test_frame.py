@@ -38,6 +38,7 @@ from tests.fakes import ENGINE, NOW
 KEY = b"sixteen bytes or more"
 PREFIX = b"LIS" + bytes([SCHEMA])
 MAC_BYTES = 32
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEADER = Header("boot-one", ENGINE, 7, NOW, 3, 1)
 LAYOUT = Layout([0, 2], [1], [], [2], 3, 9, ["tone"])
 
@@ -88,7 +89,12 @@ BODIES: list[Body] = [
     Requests([0, 1, 2], [fakes.request("a"), fakes.request("b")]),
     with_tables(table("attention_mean"), table("confidence", 3), table("probe", 1)),
     signed(2),
-    fakes.serving(fakes.finished("a"), fakes.finished("b"), aborted=["c"]),
+    fakes.serving(
+        fakes.finished("a"),
+        fakes.finished("b", traceparent=PARENT),
+        gone=[fakes.aborted("c", traceparent=PARENT)],
+    ),
+    fakes.scan(nonfinite=2),
 ]
 each_body = pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 
@@ -362,6 +368,30 @@ def test_times_and_shares_must_be_finite(value: float) -> None:
         done = fakes.finished()
         setattr(done, field, value)
         assert cause_of(framed(fakes.serving(done))) == "value"
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_what_is_not_known_of_a_request_is_nan(value: float) -> None:
+    """Its first token may never have come; infinite is nothing."""
+    for field in ("time_to_first_token", "temperature", "top_p"):
+        done = fakes.finished()
+        setattr(done, field, float("nan"))
+        assert unpack(framed(fakes.serving(done)))
+        setattr(done, field, value)
+        assert cause_of(framed(fakes.serving(done))) == "value"
+    for field in ("temperature", "top_p"):
+        gone = fakes.aborted("a")
+        setattr(gone, field, value)
+        assert cause_of(framed(fakes.serving(gone=[gone]))) == "value"
+
+
+@pytest.mark.parametrize("parent", [PARENT.upper(), PARENT + "-more", "anything", PARENT + "\n"])
+def test_a_frame_carries_no_other_text_than_a_trace_context(parent: str) -> None:
+    """A header is not a way out of the engine for what a client writes into it."""
+    assert cause_of(framed(fakes.serving(fakes.finished(traceparent=parent)))) == "decode"
+    assert (
+        cause_of(framed(fakes.serving(gone=[fakes.aborted("a", traceparent=parent)]))) == "decode"
+    )
 
 
 def test_every_cause_is_known() -> None:

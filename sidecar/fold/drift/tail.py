@@ -18,7 +18,7 @@ drift: only the score of its request shows it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from sidecar.fold.drift.exported import Plain
 from sidecar.fold.drift.latch import Latch, Raised
 from sidecar.fold.drift.observation import Observation
 from sidecar.fold.drift.policy import Policy
-from sidecar.fold.drift.related import Related
+from sidecar.fold.drift.related import Group, Related
 from sidecar.fold.drift.strata import stratum_of
 from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.fold.drift.window import Window
@@ -91,6 +91,12 @@ class TailRule:
         p = math.nan if self._tail is None else conformal(self._tail, deviation)
         return TailScore(deviation, related.group.name, related.group.layer, p)
 
+    def deviations(self, item: Observation) -> list[tuple[Group, float]]:
+        """Every group that was measured whole, and its normal deviate; the largest is `score`'s."""
+        values = item.values.astype(np.float64)
+        place = self._plan.place(stratum_of(item))
+        return [each for batch in self._batches for each in batch.all_of(values, place)]
+
 
 class _Batch:
     """Groups of d entries each, judged at once: m groups, G strata."""
@@ -105,13 +111,24 @@ class _Batch:
 
     def worst(self, values: Floats, place: int) -> tuple[float, Related] | None:
         """The most unusual group measured whole, and its deviate."""
-        z: Floats = (values[self._places] - self._mean[:, place]) / self._sd[:, place]
-        squared = np.square(np.einsum("mij,mj->mi", self._whiten, z)).sum(axis=1)
-        deviates = normal_deviate(squared, z.shape[1])
+        deviates = self._deviates(values, place)
         if not np.isfinite(deviates).any():
             return None
         at = int(np.nanargmax(np.where(np.isfinite(deviates), deviates, np.nan)))
         return float(deviates[at]), self._groups[at]
+
+    def all_of(self, values: Floats, place: int) -> Iterator[tuple[Group, float]]:
+        """Groups measured whole, with their deviates."""
+        deviates = self._deviates(values, place).tolist()
+        for related, deviate in zip(self._groups, deviates, strict=True):
+            if math.isfinite(deviate):
+                yield related.group, deviate
+
+    def _deviates(self, values: Floats, place: int) -> Floats:
+        """[m]; not finite where something was not measured."""
+        z: Floats = (values[self._places] - self._mean[:, place]) / self._sd[:, place]
+        squared = np.square(np.einsum("mij,mj->mi", self._whiten, z)).sum(axis=1)
+        return normal_deviate(squared, z.shape[1])
 
 
 def normal_deviate(squared: Floats, size: int) -> Floats:

@@ -6,7 +6,7 @@ exist (a mean over no rows, an extreme of an empty window) is null, never NaN or
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -155,11 +155,27 @@ class SourceCoverageAnswer(CoverageAnswer):
     requests: int
 
 
+class SummaryAnswer(BaseModel):
+    """Whether the model behaves as usual, in one sentence.
+
+    level: ok; collecting (nothing judges it yet); ticket; page; blind (it cannot be said).
+    since_ns: Unix time from which it has been so, as far as that is known.
+    layers: global ids of the layers that moved most, the most first.
+    """
+
+    level: Literal["ok", "collecting", "ticket", "page", "blind"]
+    sentence: str
+    since_ns: int | None
+    layers: list[int]
+
+
 class StatusAnswer(BaseModel):
     """Everything but the layers."""
 
     version: str
     schema_version: int
+    now_ns: int
+    summary: SummaryAnswer
     ready: bool
     reasons: list[str]
     sources: list[SourceAnswer]
@@ -228,12 +244,14 @@ def ready_answer(snapshot: Snapshot) -> ReadyAnswer:
     return ReadyAnswer(ready=not found, reasons=found)
 
 
-def status_answer(snapshot: Snapshot) -> StatusAnswer:
+def status_answer(snapshot: Snapshot, summary: SummaryAnswer) -> StatusAnswer:
     """The state of every source, and ordinary stats."""
     ready = ready_answer(snapshot)
     return StatusAnswer(
         version=sidecar.__version__,
         schema_version=SCHEMA,
+        now_ns=snapshot.now_ns,
+        summary=summary,
         ready=ready.ready,
         reasons=ready.reasons,
         sources=[_source(view, snapshot.now_ns) for view in snapshot.sources],

@@ -16,6 +16,7 @@ from sidecar.publish.api.portion import portion
 from sidecar.wire.frame import Arrays, Cells, Finished, Table
 from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
 
+_MAY_BE_UNKNOWN: Final = ("time_to_first_token", "temperature", "top_p")
 _SIGNAL_IDS: Final = tuple(signal.id for signal in LAYER_SIGNALS)
 
 
@@ -47,7 +48,11 @@ class CellSums(BaseModel):
 
 
 class FinishedAnswer(BaseModel):
-    """What the front end saw of a request; times in seconds."""
+    """What the front end saw of a request; times in seconds.
+
+    traceparent: the caller's place in a trace (W3C); empty unless it sent one.
+    start_ns, max_tokens: 0 when not known.
+    """
 
     id: str
     reason: str
@@ -60,6 +65,12 @@ class FinishedAnswer(BaseModel):
     prompt_tokens: int
     generated_tokens: int
     cached_tokens: int
+    start_ns: int
+    time_to_first_token: float | None
+    traceparent: str
+    max_tokens: int
+    temperature: float | None
+    top_p: float | None
 
 
 class TableCell(BaseModel):
@@ -119,7 +130,7 @@ def _request(measured: Measured) -> RequestAnswer:
         source=measured.source,
         adapter=request.adapter,
         preemptions=request.preemptions,
-        aborted=measured.aborted,
+        aborted=measured.aborted is not None,
         start_ns=request.start_ns,
         end_ns=request.end_ns,
         num_prompt_tokens=request.num_prompt_tokens,
@@ -159,7 +170,10 @@ def _population(moments: Arrays, population: int) -> dict[str, list[int] | Signa
 def _finished(done: Finished | None) -> FinishedAnswer | None:
     if done is None:
         return None
-    return FinishedAnswer(**{name: getattr(done, name) for name in done.__struct_fields__})
+    told = {name: getattr(done, name) for name in done.__struct_fields__}
+    for name in _MAY_BE_UNKNOWN:
+        told[name] = known(told[name])
+    return FinishedAnswer(**told)
 
 
 def _tables(tables: Sequence[Table]) -> dict[str, list[TableCell]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.header import compare
+from sidecar.fold.drift.history import Change
 from sidecar.fold.drift.verdict import Cause, ChannelState
 from sidecar.publish.api.answers import known
 from sidecar.publish.api.portion import portion
@@ -57,6 +58,35 @@ class ChannelAnswer(BaseModel):
     is_acknowledged: bool
     num_pages: int
     num_errors: int
+
+
+class ChangeAnswer(BaseModel):
+    """A channel that went from one state to another.
+
+    number: grows by one with each change, also over a restart. t_ns: when it was seen.
+    since_ns: the estimated time of what is behind it; null when nothing was found.
+    """
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    number: int
+    t_ns: int
+    channel: str
+    before: ChannelState = Field(alias="from")
+    after: ChannelState = Field(alias="to")
+    reason: str
+    since_ns: int | None
+    causes: list[CauseAnswer]
+
+
+class HistoryAnswer(BaseModel):
+    """Changes of verdicts, the oldest first; kept over a restart where SIDECAR_STATE_DIR is set.
+
+    now: the state of each channel that is configured.
+    """
+
+    changes: list[ChangeAnswer]
+    now: dict[str, ChannelState]
 
 
 class DeploymentAnswer(BaseModel):
@@ -197,6 +227,19 @@ def channel_answer(view: ChannelView) -> ChannelAnswer:
         num_pages=view.num_pages,
         num_errors=view.num_errors,
     )
+
+
+def history_answer(view: DriftView, after: int = 0) -> HistoryAnswer:
+    """The changes with a number beyond `after`."""
+    return HistoryAnswer(
+        changes=[change_answer(each) for each in view.history if each.number > after],
+        now={c.verdict.channel: c.verdict.state for c in view.channels if c.is_configured},
+    )
+
+
+def change_answer(change: Change) -> ChangeAnswer:
+    """One change."""
+    return ChangeAnswer(**{**change._asdict(), "causes": [_cause(each) for each in change.causes]})
 
 
 def windows_answer(view: DriftView, after: int, limit: int | None = None) -> WindowsAnswer:

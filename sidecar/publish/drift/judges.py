@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from sidecar.errors import StateError
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.canary import CanaryChannel
+from sidecar.fold.drift.history import Change, History
 from sidecar.fold.drift.observation import Observation, observation_of
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.window import Window, Windows
@@ -107,6 +108,7 @@ class DriftView(NamedTuple):
     num_errors: exceptions outside of the channels.
     windows: closed ones, the oldest first; forgotten: cursor of the last one no longer held.
     keeping: what is wrong with keeping the state over a restart; "" when all is well.
+    history: changes of verdicts, the oldest first.
     """
 
     now_ns: int
@@ -125,6 +127,7 @@ class DriftView(NamedTuple):
     num_left_out: int = 0
     keeping: str = ""
     recording: Recording | None = None
+    history: tuple[Change, ...] = ()
 
 
 class Judges:
@@ -149,6 +152,7 @@ class Judges:
         self._book = Book(self._open_windows)
         self._executed: dict[str, Executed] = {}
         self._deployments: deque[Deployment] = deque(maxlen=MAX_DEPLOYMENTS)
+        self._history = History()
         self._num_canary = self._num_scored = 0
         self._was_measured = False
 
@@ -178,10 +182,13 @@ class Judges:
     def get(self, now_ns: int) -> DriftView:
         """Everything publishable at `now_ns`."""
         windows, forgotten = self._book.held()
+        channels = tuple(self._channel(name, now_ns) for name in CHANNELS)
+        told = (each.verdict for each in channels if each.is_configured)
+        self.has_news |= self._history.update(told, now_ns)
         return DriftView(
             now_ns=now_ns,
             terms=self._terms._replace(window_ns=self._panel.assembly.length_ns),
-            channels=tuple(self._channel(name, now_ns) for name in CHANNELS),
+            channels=channels,
             executed=dict(self._executed),
             counts=self._book.counts(),
             windows=windows,
@@ -193,6 +200,7 @@ class Judges:
             num_scored=self._num_scored,
             num_errors=self.num_errors,
             recording=self._recording(),
+            history=self._history.get(),
         )
 
     def acknowledge(self, name: str, now_ns: int) -> ChannelView:
@@ -245,6 +253,7 @@ class Judges:
             "book": self._book.export(),
             "deployments": [list(each) for each in self._deployments],
             "was_measured": self._was_measured,
+            "history": self._history.export(),
         }
         return Snapshot(now_ns, {**saved, _OWN: Saved("", own)})
 
@@ -255,6 +264,8 @@ class Judges:
         own = snapshot.state(_OWN, "") or {}
         try:
             deployments = [Deployment(int(t), str(note)) for t, note in own["deployments"]]
+            if "history" in own:  # a release before kept none
+                self._history.restore(own["history"])
             self._book.restore(own["book"])
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"no state of the judges: {error!r}") from error

@@ -1,54 +1,39 @@
 """The routes about drift: read verdicts, baseline and windows; acknowledge, announce, reload.
 
-Guarantees: no route waits for a channel longer than `watch.ASK_SECONDS`; what changes something is
-a POST of `application/json`, which a browser's form cannot send across sites; a body beyond
-`MAX_BODY` bytes is refused before it is read.
+Guarantee: no route waits for a channel longer than `watch.ASK_SECONDS`.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ValidationError
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError, WatchError
-from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.posting import PROBLEMS, Posted, read
+from sidecar.publish.api.problems import Unanswerable
 from sidecar.publish.drift import answers
 from sidecar.publish.drift.book import MAX_WINDOWS
 from sidecar.publish.drift.judges import CHANNELS, Judges
 from sidecar.publish.state import Shared, State
 
-MAX_BODY: Final = 16_384
 api = APIRouter(prefix="/v1", tags=["drift"])
-_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    code: {"model": Problem} for code in (404, 409, 413, 415, 422, 503)
-}
-_Model = TypeVar("_Model", bound=BaseModel)
 _Answer = TypeVar("_Answer")
-
-
-async def _body(request: Request) -> bytes:
-    """The body of a POST that no other site's form can have sent."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        remedy = "send the header Content-Type: application/json"
-        raise Unanswerable(415, "what changes something is posted as JSON alone", remedy)
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise Unanswerable(413, f"a body has {MAX_BODY} bytes at most", "send a shorter one")
-    return body
-
-
-Posted = Annotated[bytes, Depends(_body)]
 
 
 @api.get("/drift", response_model=answers.DriftAnswer)
 def verdicts(state: Shared) -> Response:
     """Tell what every channel concludes, and why."""
     return _json(answers.drift_answer(state.watch.get(), state.canary_rounds()))
+
+
+@api.get("/drift/history", response_model=answers.HistoryAnswer)
+def history(
+    state: Shared, after: Annotated[int, Query(ge=0, le=answers.MAX_CURSOR)] = 0
+) -> Response:
+    """Tell how verdicts changed, the oldest first: changes with a number beyond `after`."""
+    return _json(answers.history_answer(state.watch.get(), after))
 
 
 @api.get("/windows", response_model=answers.WindowsAnswer)
@@ -61,7 +46,7 @@ def windows(
     return _json(answers.windows_answer(state.watch.get(), after, limit))
 
 
-@api.post("/drift/{channel}/acknowledge", response_model=answers.ChannelAnswer, responses=_PROBLEMS)
+@api.post("/drift/{channel}/acknowledge", response_model=answers.ChannelAnswer, responses=PROBLEMS)
 def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
     """Say that somebody has seen what a channel found: its latch opens, and it starts again."""
     if channel not in CHANNELS:
@@ -71,7 +56,7 @@ def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
     return _json(answers.channel_answer(_ask(state, lambda j, now: j.acknowledge(channel, now))))
 
 
-@api.post("/drift/canary/discard", response_model=answers.ChannelAnswer, responses=_PROBLEMS)
+@api.post("/drift/canary/discard", response_model=answers.ChannelAnswer, responses=PROBLEMS)
 def discard(state: Shared, _: Posted) -> Response:
     """Forget what canaries looked like, after a change of yours; they are learnt anew."""
     _configured(state, "canary")
@@ -84,7 +69,7 @@ def baselines(state: Shared) -> Response:
     return _json(answers.baselines_answer(state.watch.get(), state.baselines.path))
 
 
-@api.post("/baseline/reload", response_model=answers.BaselinesAnswer, responses=_PROBLEMS)
+@api.post("/baseline/reload", response_model=answers.BaselinesAnswer, responses=PROBLEMS)
 def reload(state: Shared, _: Posted) -> Response:
     """Read SIDECAR_BASELINE_FILE again, and judge by it from now on."""
     try:
@@ -96,10 +81,10 @@ def reload(state: Shared, _: Posted) -> Response:
     return baselines(state)
 
 
-@api.post("/deployments", response_model=answers.DeploymentAnswer, responses=_PROBLEMS)
+@api.post("/deployments", response_model=answers.DeploymentAnswer, responses=PROBLEMS)
 def announce(state: Shared, posted: Posted) -> Response:
     """Announce a deployment: a change of what is executed is then a note, not a page."""
-    note = _read(answers.Announcement, posted).note
+    note = read(answers.Announcement, posted).note
     made = _ask(state, lambda judges, now: judges.announce(note, now))
     return _json(answers.DeploymentAnswer(**made._asdict()), 201)
 
@@ -115,14 +100,6 @@ def _ask(state: State, question: Callable[[Judges, int], _Answer]) -> _Answer:
         return state.watch.ask(question)
     except WatchError as error:
         raise Unanswerable(503, str(error), "look at judged_ns of GET /v1/drift") from error
-
-
-def _read(model: type[_Model], posted: bytes) -> _Model:
-    try:
-        return model.model_validate_json(posted)
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
-        raise Unanswerable(422, "; ".join(wrong), "correct the named fields") from error
 
 
 def _json(answer: BaseModel, status_code: int = 200) -> Response:

@@ -25,7 +25,7 @@ from sidecar.tap.vllm import releases
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
 from sidecar.wire.fields import MAX_TEXT
-from sidecar.wire.frame import Body, Finished, Serving, Source, Status
+from sidecar.wire.frame import Aborted, Body, Finished, Serving, Source, Status
 
 # Observations between two flushes; of more the oldest make way, and only the totals count them.
 # Twice as many with the longest ids would not fit a frame.
@@ -82,14 +82,14 @@ def _hear_aborts(aborts: "Aborts") -> None:
 
 
 class Aborts:
-    """Internal ids of requests that were given up since the last flush; never raises.
+    """Requests that were given up since the last flush; never raises.
 
     Written by the event loop, drained by the pump.
     """
 
     def __init__(self) -> None:
         self.num_cut = 0
-        self._ids: deque[str] = deque()
+        self._gone: deque[Aborted] = deque()
         self._depth = 0
 
     @contextlib.contextmanager
@@ -104,16 +104,16 @@ class Aborts:
     def add(self, req_ids: Any) -> None:
         """Take in what `abort_requests` returned; beyond the bound the ids are only counted."""
         for req_id in req_ids if isinstance(req_ids, list) else []:
-            if len(self._ids) < MAX_ABORTED:
-                self._ids.append(str(req_id)[:MAX_TEXT])
+            if len(self._gone) < MAX_ABORTED:
+                self._gone.append(Aborted(str(req_id)[:MAX_TEXT], time.time_ns()))
             else:
                 self.num_cut += 1
 
-    def drain(self) -> Iterator[list[str]]:
-        """The ids since the last call, in lists that fit a frame."""
-        ids = _drained(self._ids)
-        for start in range(0, len(ids), MAX_QUEUED):
-            yield ids[start : start + MAX_QUEUED]
+    def drain(self) -> Iterator[list[Aborted]]:
+        """Those since the last call, in lists that fit a frame."""
+        gone = _drained(self._gone)
+        for start in range(0, len(gone), MAX_QUEUED):
+            yield gone[start : start + MAX_QUEUED]
 
 
 class EngineStats:
@@ -147,8 +147,8 @@ class EngineStats:
             self._totals["cached"] += stats.num_cached_tokens
             self._finished.append(_finished(stats))
 
-    def body(self, aborted: list[str] | None = None) -> Serving:
-        """Totals so far, the observations since the last call, and the ids in `aborted`."""
+    def body(self, aborted: list[Aborted] | None = None) -> Serving:
+        """Totals so far, the observations since the last call, and those `aborted`."""
         return Serving(
             self._model_name,
             self._engine,
@@ -215,8 +215,8 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
         for stats in engines:
             yield stats.body()
         # In frames of their own: that of the observations may be full.
-        for ids in self._aborts.drain():
-            yield engines[0].body(ids)
+        for gone in self._aborts.drain():
+            yield engines[0].body(gone)
 
     def _errors(self) -> dict[str, int]:
         cut = self._aborts.num_cut
@@ -224,11 +224,12 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
 
 
 def _finished(stats: Any) -> Finished:
+    end_ns, e2e = time.time_ns(), _seconds(stats.e2e_latency)
     return Finished(
         id=str(stats.request_id)[:MAX_TEXT],
         reason=str(stats.finish_reason),
-        end_ns=time.time_ns(),
-        e2e=_seconds(stats.e2e_latency),
+        end_ns=end_ns,
+        e2e=e2e,
         queue=_seconds(stats.queued_time),
         prefill=_seconds(stats.prefill_time),
         decode=_seconds(stats.decode_time),
@@ -236,6 +237,8 @@ def _finished(stats: Any) -> Finished:
         prompt_tokens=stats.num_prompt_tokens,
         generated_tokens=stats.num_generation_tokens,
         cached_tokens=stats.num_cached_tokens,
+        start_ns=end_ns - int(e2e * 1e9),
+        max_tokens=stats.max_tokens_param or 0,
     )
 
 

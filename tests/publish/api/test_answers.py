@@ -7,13 +7,12 @@ from sidecar.fold.reducer import REFUSALS
 from sidecar.publish.api.answers import (
     layers_answer,
     ready_answer,
-    status_answer,
 )
 from sidecar.wire.frame import SCHEMA
 from sidecar.wire.signals import LAYER_SIGNALS
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, SECOND, FakeSource, reduced
-from tests.publish.plain import plain
+from tests.publish.plain import plain, status_of
 
 SNAPSHOT = fakes.everything().get(NOW + 11 * SECOND)
 
@@ -24,12 +23,12 @@ def test_readiness_is_told_with_its_reasons() -> None:
 
     assert ready.ready is False
     assert len(ready.reasons) == 2
-    assert status_answer(SNAPSHOT).reasons == ready.reasons
+    assert status_of(SNAPSHOT).reasons == ready.reasons
 
 
 def test_a_source_is_told_in_full() -> None:
     """What it is, what it said of itself, and what became of its frames."""
-    source = status_answer(SNAPSHOT).sources[0].model_dump()
+    source = status_of(SNAPSHOT).sources[0].model_dump()
 
     assert source == {
         "source": "engine-dp0-pp0-tp0",
@@ -78,7 +77,7 @@ def test_the_files_of_a_model_are_told() -> None:
     """The digests, and each file with its bytes, once the tap has told of them."""
     reducer = reduced(FakeSource().frame(fakes.live()))
     reducer.update(FakeSource(boot="boot-two").frame(fakes.manifest(), NOW + 1), NOW + 1)
-    told = status_answer(reducer.get(NOW + 1)).sources[0].manifest
+    told = status_of(reducer.get(NOW + 1)).sources[0].manifest
 
     assert told is not None
     assert told.model_dump() == {
@@ -95,7 +94,7 @@ def test_the_files_of_a_model_are_told() -> None:
 
 def test_a_source_without_a_word_has_no_state() -> None:
     """Unknown is null, not a state."""
-    source = status_answer(reduced(FakeSource().frame(fakes.layers())).get(NOW)).sources[0]
+    source = status_of(reduced(FakeSource().frame(fakes.layers())).get(NOW)).sources[0]
 
     assert (source.state, source.reason, source.model_name) == (None, "", "")
 
@@ -103,7 +102,7 @@ def test_a_source_without_a_word_has_no_state() -> None:
 def test_a_source_never_believed_has_no_age() -> None:
     """Only old frames came: there is no last frame."""
     old = FakeSource().frame(fakes.live(), NOW - LIMITS.max_age_ns - 1)
-    source = status_answer(reduced(old).get(NOW)).sources[0]
+    source = status_of(reduced(old).get(NOW)).sources[0]
 
     assert source.last_frame_age_seconds is None
     assert source.frames_lost["stale"] == 1
@@ -111,7 +110,7 @@ def test_a_source_never_believed_has_no_age() -> None:
 
 def test_the_status_names_versions_and_refusals() -> None:
     """Enough to tell a version mismatch from a dead engine."""
-    status = status_answer(SNAPSHOT)
+    status = status_of(SNAPSHOT)
 
     assert (status.version, status.schema_version) == (sidecar.__version__, SCHEMA)
     assert status.frames_refused == {**dict.fromkeys(REFUSALS, 0), "schema": 3}
@@ -119,7 +118,7 @@ def test_the_status_names_versions_and_refusals() -> None:
 
 def test_serving_stats_are_told_per_front_end() -> None:
     """Count and mean of each latency."""
-    (serving,) = status_answer(SNAPSHOT).serving
+    (serving,) = status_of(SNAPSHOT).serving
 
     assert (serving.source, serving.model_name, serving.engine) == ("frontend-0", "tiny", "0")
     assert (serving.requests_running, serving.requests_waiting) == (3, 2)
@@ -135,14 +134,14 @@ def test_serving_stats_are_told_per_front_end() -> None:
 def test_no_observation_has_no_mean() -> None:
     """A mean over nothing is null."""
     snapshot = reduced(FakeSource(FRONTEND).frame(fakes.serving())).get(NOW)
-    (serving,) = status_answer(snapshot).serving
+    (serving,) = status_of(snapshot).serving
 
     assert serving.ttft_seconds.model_dump() == {"count": 0, "mean": None}
 
 
 def test_coverage_is_told_per_engine() -> None:
     """By phase and position class, and what was not observed."""
-    first = status_answer(SNAPSHOT).coverage[0]
+    first = status_of(SNAPSHOT).coverage[0]
 
     assert first.observed == {
         "prefill": {"first": 4, "rest": 60},
@@ -200,5 +199,5 @@ def test_a_spread_is_never_the_root_of_a_negative() -> None:
 
 def test_every_answer_is_json() -> None:
     """No NaN and no Infinity, which are not."""
-    for answer in (ready_answer(SNAPSHOT), status_answer(SNAPSHOT), layers_answer(SNAPSHOT)):
+    for answer in (ready_answer(SNAPSHOT), status_of(SNAPSHOT), layers_answer(SNAPSHOT)):
         assert plain(answer)

@@ -108,7 +108,7 @@ def test_a_request_whose_client_hung_up_says_so() -> None:
     both = [fakes.request("a-0badcafe", 1), fakes.request("b-0badcafe", 1)]
     reducer = reduced(
         FakeSource().frame(Requests([0], both)),
-        FakeSource(FRONTEND).frame(fakes.serving(aborted=["a-0badcafe"])),
+        FakeSource(FRONTEND).frame(fakes.serving(gone=[fakes.aborted("a-0badcafe")])),
     )
 
     assert [each.aborted for each in requests_answer(reducer.requests(2)).requests] == [False, True]

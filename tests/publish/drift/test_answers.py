@@ -13,9 +13,8 @@ from starlette.testclient import TestClient
 
 from sidecar.fold.drift.window import Window
 from sidecar.fold.reducer import Reducer
-from sidecar.publish.api import portion
+from sidecar.publish.api import portion, posting
 from sidecar.publish.app import create_api_app
-from sidecar.publish.drift import views as drift_views
 from sidecar.publish.drift import watch as watching
 from sidecar.publish.drift.answers import MAX_NOTE, drift_answer, windows_answer
 from sidecar.publish.drift.judges import CHANNELS
@@ -187,7 +186,7 @@ def test_a_hostile_announcement_is_refused(sidecar: Sidecar, body: bytes) -> Non
 
 def test_a_body_without_end_is_not_read_to_its_end(sidecar: Sidecar) -> None:
     """More than the limit is refused, however it is sent."""
-    chunks = (b"x" * drift_views.MAX_BODY for _ in range(3))
+    chunks = (b"x" * posting.MAX_BODY for _ in range(3))
     reply = sidecar.api.post("/v1/deployments", content=chunks, headers=JSON)
 
     assert reply.status_code == 413

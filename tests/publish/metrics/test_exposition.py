@@ -282,6 +282,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
         "taps": 1,
         "frames": 1,
         "drift": 1,
+        "traces": 1,
         "exporter": 1,
     }
     assert "e2e_request_latency" not in text

@@ -1,0 +1,221 @@
+"""Overview: whether the model behaves as usual, and if not, since when and in which layers."""
+
+from dashboards.panels import (
+    BLIND,
+    GREEN,
+    RED,
+    STATE_WORDS,
+    STATES,
+    Ask,
+    Text,
+    about,
+    bars,
+    layers,
+    lines,
+    number,
+    rows,
+    states,
+)
+from dashboards.queries import (
+    ALERTS,
+    coded,
+    increase,
+    largest,
+    mean,
+    quantile,
+    rate,
+    series,
+    smallest,
+    summed,
+    unusual,
+)
+from dashboards.runbooks import url_by_field
+from dashboards.shell import Board, Row
+
+# The fleet's verdict comes from a job of its own, which is not among the pods that serve.
+_CHANNELS = coded("drift_state", STATES)
+_REPLICAS = coded("drift_state", STATES, channel='="replica"', pod="")
+_BLIND = f"{BLIND} * (1 - {series('tap_live')})"
+VERDICT = largest(f"{_CHANNELS} or {_BLIND} or {_REPLICAS}")
+_PAGES = ("LLMInternalsTrafficDrift", "LLMInternalsCanaryPage", "LLMInternalsIntegrityPage")
+_CHANGED = series("drift_since_timestamp_seconds")
+_OF_FLEET = series("drift_since_timestamp_seconds", channel='="replica"', pod="")
+_SINCE = f"1000 * {smallest(f'{_CHANGED} or {_OF_FLEET}')}"
+_STREAMS = series("drift_stream_level_ratio", layer='!=""')
+_WORST = f"topk(6, {largest(_STREAMS, 'layer')})"
+
+_ANSWER = Row(
+    "Is the model behaving as usual?",
+    (
+        number(
+            Text(
+                "As usual?",
+                "The worst state of all drift channels, taps and replicas shown. **as usual**: "
+                "every channel is armed and sees nothing. **learning**: a channel does not know "
+                "yet what is usual. **ticket**: look in working hours. **page**: look now. "
+                "**blind**: a tap is dead, so nothing here is to be trusted.",
+                ("LLMInternalsSidecarGone", "LLMInternalsTapDead"),
+            ),
+            "none",
+            Ask(VERDICT),
+            words=STATE_WORDS,
+            no_value="no sidecar is scraped",
+            has_background=True,
+        ),
+        number(
+            about(
+                "If not: since",
+                "drift_since_timestamp_seconds",
+                also="When the change began, as the detectors estimate it; the earliest of all.",
+                runbooks=_PAGES,
+            ),
+            "dateTimeFromNow",
+            Ask(_SINCE),
+            no_value="nothing changed",
+        ),
+        bars(
+            about(
+                "If not: in which layers",
+                "drift_stream_level_ratio",
+                also="The layers nearest to an alarm. From 1 on, a layer alarms.",
+            ),
+            "percentunit",
+            Ask(_WORST, "layer {{layer}}"),
+            span=7,
+        ),
+        number(
+            about("Taps live", "tap_live", runbooks=("LLMInternalsTapDead",)),
+            "percentunit",
+            Ask(f"avg({series('tap_live')})"),
+            span=3,
+            steps=((None, RED), (1, GREEN)),
+            no_value="no engine is heard",
+        ),
+        number(
+            about(
+                "NaN and Inf", "nonfinite_values", runbooks=("LLMInternalsNonFiniteActivations",)
+            ),
+            "short",
+            Ask(increase(series("nonfinite_values", layer=""))),
+            span=3,
+            steps=((None, GREEN), (1e-9, RED)),
+        ),
+        number(
+            about("Tokens generated", "generated_tokens"),
+            "suffix: /s",
+            Ask(rate(series("generated_tokens"))),
+            span=3,
+        ),
+    ),
+)
+
+_WHEN = Row(
+    "Since when?",
+    (
+        states(
+            about(
+                "What each drift channel says",
+                "drift_state",
+                also="canary: known-safe prompts. traffic, mix, tail: requests, beside the "
+                "baseline. integrity: rules that must never break.",
+                runbooks=(*_PAGES, "LLMInternalsDriftTicket"),
+            ),
+            Ask(largest(coded("drift_state", STATES), "channel", "pod"), "{{channel}} {{pod}}"),
+            span=14,
+        ),
+        rows(
+            Text(
+                "Alerts",
+                "What dashboards/rules.yml has to say now; empty when all is well. The name of "
+                "an alert leads to its runbook.",
+            ),
+            ALERTS,
+            {
+                "alertname": "Alert",
+                "alertstate": "State",
+                "severity": "Severity",
+                "channel": "Channel",
+                "pod": "Pod",
+            },
+            span=10,
+            links={"Alert": ("Runbook", url_by_field("Alert"))},
+        ),
+    ),
+)
+
+_WHERE = Row(
+    "In which layers?",
+    (
+        layers(
+            about(
+                "Residual stream, compared with its mean over the time shown",
+                "residual_rms",
+                also="Red is above, blue below: 0.1 is 10 %. A change that began within the time "
+                "shown is an edge; widen the time until its beginning is inside.",
+            ),
+            "percentunit",
+            unusual("residual_rms", "layer", phase='="decode"', position='="rest"', layer=""),
+            around_zero=0.25,
+        ),
+        layers(
+            about(
+                "Canary: distance from its reference",
+                "canary_layer_deviation_ratio",
+                runbooks=("LLMInternalsCanaryPage", "LLMInternalsCanaryStalled"),
+            ),
+            "none",
+            largest(series("canary_layer_deviation_ratio", layer=""), "layer"),
+        ),
+    ),
+)
+
+_SERVED = Row(
+    "How sure, how fast",
+    (
+        lines(
+            about(
+                "How sure the model is", "token_top1_probability_ratio", "token_top1_margin_ratio"
+            ),
+            "percentunit",
+            [
+                Ask(mean("token_top1_probability_ratio"), "probability of the likeliest token"),
+                Ask(mean("token_top1_margin_ratio"), "margin to the second"),
+            ],
+            span=8,
+            min=0,
+            max=1,
+        ),
+        lines(
+            about("Time to first token", "time_to_first_token_seconds"),
+            "s",
+            [
+                Ask(
+                    quantile(q, series("time_to_first_token_seconds", "_bucket")),
+                    f"p{100 * q:g}",
+                    has_exemplars=True,
+                )
+                for q in (0.5, 0.99)
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Load", "requests_running", "requests_waiting"),
+            "short",
+            [
+                Ask(summed(series("requests_running")), "running"),
+                Ask(summed(series("requests_waiting")), "waiting"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "overview",
+    "LLM internals / Overview",
+    "Is the model behaving as usual, and if not, since when and in which layers? Read it from the "
+    "top; the other dashboards of this tag go deeper.",
+    (_ANSWER, _WHEN, _WHERE, _SERVED),
+)

@@ -1,0 +1,1 @@
+"""What is going on right now: columns of seconds, one sentence, and events as they happen."""

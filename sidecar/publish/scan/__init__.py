@@ -1,0 +1,1 @@
+"""Scans: layer x token pictures of the requests that the operator asked for."""

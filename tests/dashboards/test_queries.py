@@ -1,0 +1,196 @@
+"""Every query of every dashboard, on a real Prometheus that scraped the real exposition.
+
+Frames are pretended here; `tests/e2e/test_dashboards.py` asks the same of a real vLLM.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from dashboards.boards.overview import VERDICT
+from dashboards.panels import BLIND, STATES
+from sidecar.publish.fleet.metrics import exposition
+from tests.dashboards.asked import (
+    ALL,
+    MAX_SERIES,
+    Answer,
+    asked,
+    check_answers,
+    named,
+    options,
+    value,
+    wait_until_answered,
+)
+from tests.dashboards.committed import NAMES, Query, all_queries, filled_in
+from tests.dashboards.pretended import MODEL, TEXT, Pretended, published
+from tests.e2e.harness import get_text, wait_for
+from tests.monitoring import Job, Prometheus
+from tests.publish.fleet.test_app import paged
+
+RULES = Path(__file__).parents[2] / "dashboards" / "rules.yml"
+POD = "pod-a"
+CHOSEN = {**ALL, "pod": POD}
+NUM_LAYERS = 6
+
+# Pods that are in one state each, and what the overview has to say of each.
+PODS = {
+    "all-armed": ("armed", "armed", 1),
+    "one-learns": ("armed", "collecting", 1),
+    "has-ticket": ("ticket", "collecting", 1),
+    "has-page": ("page", "ticket", 1),
+    "is-dead": ("page", "armed", 0),
+}
+ANSWERS = {
+    "all-armed": STATES["armed"],
+    "one-learns": STATES["collecting"],
+    "has-ticket": STATES["ticket"],
+    "has-page": STATES["page"],
+    "is-dead": BLIND,
+}
+
+
+def text_of_pods() -> bytes:
+    """The families that the verdict is made of, of each pod in PODS."""
+    lines = []
+    for pod, (traffic, canary, live) in PODS.items():
+        for channel, now in (("traffic", traffic), ("canary", canary)):
+            lines += [
+                f'llm_internals_drift_state{{namespace="pods",pod="{pod}",channel="{channel}",'
+                f'state="{state}"}} {int(state == now)}'
+                for state in STATES
+            ]
+        lines.append(
+            f'llm_internals_tap_live{{namespace="pods",pod="{pod}",source="engine"}} {live}'
+        )
+    return "\n".join([*lines, ""]).encode()
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Iterator[str]:
+    """Where the exposition of pretended frames is scraped."""
+    told = Pretended()
+    with published(told.text) as address:
+        yield address
+    told.stop()
+
+
+@pytest.fixture(scope="module")
+def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """One that scrapes the exporter, a fleet job that pages, and the pods of the verdict."""
+    fleet = exposition(paged().job.get(), openmetrics=False).encode()
+    with contextlib.ExitStack() as stack:
+        jobs = [
+            Job("sidecar", [exporter], {"namespace": "llm", "pod": POD}),
+            Job(
+                "fleet",
+                [stack.enter_context(published(lambda _: (TEXT, fleet)))],
+                {"namespace": "llm", "pod": "fleet-0"},
+            ),
+            Job("pods", [stack.enter_context(published(lambda _: (TEXT, text_of_pods())))]),
+        ]
+        folder = tmp_path_factory.mktemp("prometheus")
+        found = Prometheus(folder, jobs, (RULES,), seconds=1)
+        stack.callback(found.stop)
+        yield found.start()
+
+
+@pytest.fixture(scope="module")
+def answers(prometheus: Prometheus) -> dict[Query, Answer]:
+    """What Prometheus answers to each query about families of ours."""
+    ours = [query for query in all_queries() if not _is_about_vllm(query)]
+    return wait_until_answered(prometheus, ours, CHOSEN)
+
+
+def test_every_query_has_data(answers: Mapping[Query, Answer]) -> None:
+    """All families of the table are on the dashboards, so all of them were seen here."""
+    assert len(answers) > 100
+    assert {query.board for query in answers} == set(NAMES)
+
+
+def test_an_answer_is_no_more_than_a_panel_shows(answers: Mapping[Query, Answer]) -> None:
+    """Every query is bounded in series, with six layers well below the limit."""
+    check_answers(answers, lambda _, found: str(len(found)) if len(found) > MAX_SERIES else "")
+
+
+def test_a_legend_names_labels_that_the_answer_has(answers: Mapping[Query, Answer]) -> None:
+    """Else lines of different things would be called alike."""
+
+    def missing(query: Query, found: Answer) -> str:
+        labels = {label for each in found for label in each["metric"]}
+        return " ".join(named(query.legend) - labels)
+
+    check_answers(answers, missing)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variable_offers_something(
+    name: str, prometheus: Prometheus, answers: Mapping[Query, Answer]
+) -> None:
+    """Namespaces, models, pods, layers in full, and phases."""
+    found = options(prometheus, name, {**CHOSEN, "namespace": "llm"})
+
+    wanted = {"namespace": ["llm"], "model": [MODEL], "pod": [POD]}
+    wanted |= {"layer": [str(n) for n in range(NUM_LAYERS)], "phase": ["decode", "prefill"]}
+    assert found == {each: wanted[each] for each in found}
+
+
+def test_a_choice_narrows_what_is_shown(
+    prometheus: Prometheus, answers: Mapping[Query, Answer]
+) -> None:
+    """One layer of the internals; nothing of a model or pod that is not there."""
+    layered = [q for q in answers if q.board == "internals" and "layer" in named(q.legend)]
+    assert layered
+    for query in layered:
+        found = asked(prometheus, query, {**CHOSEN, "layer": "5"})
+        assert {each["metric"]["layer"] for each in found} == {"5"}, query.id
+    for query in answers:
+        if 'model_name=~"$model"' in query.expr:
+            assert asked(prometheus, query, {**CHOSEN, "model": "another"}) == [], query.id
+        if 'pod=~"$pod"' in query.expr and "replica" not in query.expr:
+            assert asked(prometheus, query, {**CHOSEN, "pod": "another"}) == [], query.id
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_the_verdict_is_the_worst_that_is_true(pod: str, prometheus: Prometheus) -> None:
+    """A dead tap makes blind, whatever the channels say; then page, ticket, learning, as usual."""
+    chosen = {**ALL, "namespace": "pods", "pod": pod}
+
+    assert value(prometheus, VERDICT, chosen) == ANSWERS[pod]
+
+
+def test_a_fleet_that_pages_is_a_page_of_the_overview(prometheus: Prometheus) -> None:
+    """Its job is no pod that serves, and its verdict counts in its namespace all the same."""
+    chosen = {**ALL, "namespace": "llm", "pod": "none"}
+
+    assert value(prometheus, VERDICT, chosen) == STATES["page"]
+
+
+def test_means_are_those_of_the_exporter(prometheus: Prometheus, exporter: str) -> None:
+    """The mean of each layer over all time shown is the sum over the count of /metrics."""
+    [query] = [q for q in all_queries() if q.id == "internals: Size (RMS) A"]
+    samples = _samples(get_text(f"http://{exporter}/metrics"))
+    over_all = {**CHOSEN, "__rate_interval": ALL["__range"]}
+
+    def told() -> dict[str, float]:
+        found = prometheus.query(filled_in(query.expr, over_all))
+        return {each["metric"]["layer"]: float(each["value"][1]) for each in found}
+
+    means = wait_for(lambda: len(told()) == NUM_LAYERS and told(), "a mean of each layer", 120.0)
+    for layer, mean in means.items():
+        labels = (
+            f'{{model_name="{MODEL}",engine="0",layer="{layer}",phase="decode",position="rest"}}'
+        )
+        total = samples[f"llm_internals_residual_rms_sum{labels}"]
+        count = samples[f"llm_internals_residual_rms_count{labels}"]
+        assert mean == pytest.approx(total / count, rel=0.02)
+
+
+def _samples(text: str) -> dict[str, float]:
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(number) for name, _, number in lines}
+
+
+def _is_about_vllm(query: Query) -> bool:
+    return any(name.startswith("vllm:") for name in query.names)
