@@ -169,6 +169,8 @@ class ExporterConfig(Shared, Judging):
         in memory alone.
     record: whether every request is recorded there, for `sidecar baseline fit`; never its words.
     baseline_file: the reference that traffic is compared with; none means that it is not compared.
+    baseline_source_file: JSON file that says where the baseline is fetched from, into
+        `baseline_file`, and its checksum; none fetches nothing.
     baseline_key_file: ed25519 public key that the baseline file must be signed by; none means
         unsigned files are read.
     canary_url: root of the served model's API, of this replica alone; none sends no canaries.
@@ -199,6 +201,7 @@ class ExporterConfig(Shared, Judging):
     max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
     record: bool = False
     baseline_file: Path | None = None
+    baseline_source_file: Path | None = None
     baseline_key_file: Path | None = None
     canary_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
     canary_model: str | None = None

@@ -15,6 +15,7 @@ from kubernetes_validate import ValidationError
 import sidecar
 from sidecar import cli
 from sidecar.config import ExporterConfig, FleetConfig, TapConfig
+from helm import schema
 from tests.deploy.chart import (
     CHART,
     MODEL,
@@ -402,10 +403,9 @@ def test_the_package_holds_what_the_folder_holds(chart: Chart, tmp_path: Path) -
         archive = package(CHART, destination=tmp_path)
     with Chart.load(archive) as packed:
         names = {each["name"] for each in packed.files}
-        assert "dashboards/rules.yml" in names
-        wanted = {f"dashboards/{path.name}" for path in (ROOT / "dashboards").glob("*.json")}
-        assert wanted <= names
-        assert not [name for name in names if name.endswith((".py", ".pyc", "_test.yml"))]
+        wanted = {f"dashboards/json/{path.name}" for path in (ROOT / "dashboards" / "json").glob("*.json")}
+        assert wanted
+        assert names == {"dashboards/rules.yml", ".helmignore", *wanted}
         assert render(packed, ALL["everything"]) == render(chart, ALL["everything"])
 
 
@@ -442,7 +442,7 @@ spec:
 
 
 def test_another_chart_includes_the_sidecar(tmp_path: Path) -> None:
-    """A chart that depends on this one puts the tap, the socket and the sidecar into its own pod."""
+    """A chart that depends on this one puts the tap and the sidecar into its own pod."""
     parent = tmp_path / "theirs"
     (parent / "templates").mkdir(parents=True)
     (parent / "charts").mkdir()
@@ -466,3 +466,22 @@ def test_another_chart_includes_the_sidecar(tmp_path: Path) -> None:
     for monitor in monitors:
         selector = monitor["spec"]["selector"]["matchLabels"]
         assert selector.items() <= pod["metadata"]["labels"].items()
+
+
+def test_the_schema_is_up_to_date() -> None:
+    """`make chart` has been run since the configuration changed."""
+    assert schema.PATH.read_text() == schema.text(), "run: make chart"
+
+
+def test_every_value_with_a_default_is_in_the_schema(chart: Chart) -> None:
+    """And every key of the schema has a default, so that values.yaml lists them all."""
+    free = {"settings", "global"}
+
+    def compare(where: str, values: Any, told: dict[str, Any]) -> None:
+        if not isinstance(values, dict) or "properties" not in told:
+            return
+        assert set(values) - free == set(told["properties"]) - free, where
+        for key in set(values) - free:
+            compare(f"{where}.{key}", values[key], told["properties"][key])
+
+    compare("", chart.values, schema.schema())
