@@ -31,6 +31,12 @@ class Measured(NamedTuple):
     serving: Finished | None = None
     aborted: Aborted | None = None
 
+    @property
+    def traceparent(self) -> str:
+        """The caller's place in a trace, finished or not; "" when there is none or not known."""
+        told = self.serving or self.aborted
+        return told.traceparent if told else ""
+
 
 class RecentRequests:
     """Two bounded queues, joined by request id when they are read."""

@@ -129,12 +129,16 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; set another "
             f"{key}_PORT or {key}_HOST"
         ) from error
+    # Every connection inherits it. asyncio sets it for sockets of its own making only, and without
+    # it a body waits 40 ms for the client's delayed acknowledgement of its headers (Nagle's rule).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _url(listener: socket.socket) -> str:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 def test_both_are_scraped_as_one_pod(observatory: Observatory) -> None:
     """Prometheus holds numbers of the inside of the model and vLLM's own, of the same pod."""
     prometheus = observatory.prometheus
-    [inside] = prometheus.wait_for(f'count(llm_internals_residual_rms{{pod="{POD}"}})')
+    [inside] = prometheus.wait_for(f'count(llm_internals_residual_rms_count{{pod="{POD}"}})')
     [outside] = prometheus.wait_for(f'sum(vllm:generation_tokens_total{{pod="{POD}"}}) > 0')
 
     assert float(inside["value"][1]) > 0

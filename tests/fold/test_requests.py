@@ -86,6 +86,17 @@ def test_a_request_whose_client_hung_up_is_marked() -> None:
     assert recent.find("a")[0].aborted == fakes.aborted("a-0badcafe")
 
 
+def test_a_request_knows_its_callers_place_in_a_trace() -> None:
+    """Whether it finished or was given up; of others there is none."""
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    recent = RecentRequests()
+    recent.measure("engine", body(*(fakes.request(f"{k}-0badcafe") for k in "abc")))
+    recent.finish([fakes.finished("a", traceparent=parent)])
+    recent.abort([fakes.aborted("b-0badcafe", traceparent=parent)])
+
+    assert [each.traceparent for each in recent.get(3)] == ["", parent, parent]
+
+
 def test_ids_of_aborted_requests_are_bounded() -> None:
     """A front end cannot fill the memory with ids that no request ever has."""
     recent = RecentRequests(max_requests=3)

@@ -15,6 +15,7 @@ from sidecar.publish.api.answers import CoverageAnswer, coverage_answer, known
 from sidecar.publish.api.portion import portion
 from sidecar.wire.frame import Arrays, Cells, Finished, Table
 from sidecar.wire.signals import GROUPS, LAYER_SIGNALS, POPULATIONS
+from sidecar.wire.traceparent import parse
 
 _MAY_BE_UNKNOWN: Final = ("time_to_first_token", "temperature", "top_p")
 _SIGNAL_IDS: Final = tuple(signal.id for signal in LAYER_SIGNALS)
@@ -86,6 +87,7 @@ class RequestAnswer(BaseModel):
 
     tables: by group, the cells that have rows.
     aborted: its client hung up; `serving` then stays null.
+    trace_id: of the trace that its caller named (W3C); empty when it named none.
     """
 
     id: str
@@ -101,6 +103,7 @@ class RequestAnswer(BaseModel):
     populations: dict[str, dict[str, list[int] | SignalSums]]
     nonfinite: list[int]
     tables: dict[str, list[TableCell]]
+    trace_id: str
     serving: FinishedAnswer | None
 
 
@@ -143,8 +146,14 @@ def _request(measured: Measured) -> RequestAnswer:
         },
         nonfinite=moments.nonfinite.tolist(),
         tables=_tables(request.tables),
+        trace_id=_trace_id(measured.traceparent),
         serving=_finished(measured.serving),
     )
+
+
+def _trace_id(header: str) -> str:
+    context = parse(header)
+    return context.trace_id if context else ""
 
 
 def _population(moments: Arrays, population: int) -> dict[str, list[int] | SignalSums]:

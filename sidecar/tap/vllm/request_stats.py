@@ -22,6 +22,7 @@ from sidecar.config import TapConfig
 from sidecar.tap.guard import Guard
 from sidecar.tap.pump import Pump, idle_work
 from sidecar.tap.vllm import releases
+from sidecar.tap.vllm.callers import Call, Callers, call_of, hear_http, hear_requests
 from sidecar.tap.vllm.options import model_name, options_of
 from sidecar.wire.channel import Sender
 from sidecar.wire.fields import MAX_TEXT
@@ -39,7 +40,8 @@ def install() -> None:
     original = loggers.StatLoggerManager.__init__
     if hasattr(original, _PATCHED):
         return
-    aborts = Aborts()
+    callers = Callers()
+    aborts = Aborts(callers)
 
     @functools.wraps(original)
     def init(manager: Any, *args: Any, **kwargs: Any) -> None:
@@ -48,12 +50,14 @@ def install() -> None:
             vllm_config = kwargs.get("vllm_config", args[0] if args else None)
             logger = SidecarStatLogger(vllm_config, manager.engine_indexes, aborts)
             manager.stat_loggers.append(logger)
+            hear_http(callers)  # only now: the process has by now loaded what it serves HTTP with
         except Exception as error:  # the front end must start, whatever happens to us
             _LOG.warning("sidecar: no request stats; serving goes on", exc_info=error)
 
     setattr(init, _PATCHED, True)
     loggers.StatLoggerManager.__init__ = init
     _hear_aborts(aborts)
+    hear_requests(callers)
 
 
 def _hear_aborts(aborts: "Aborts") -> None:
@@ -87,8 +91,9 @@ class Aborts:
     Written by the event loop, drained by the pump.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, callers: Callers | None = None) -> None:
         self.num_cut = 0
+        self._callers = callers or Callers()
         self._gone: deque[Aborted] = deque()
         self._depth = 0
 
@@ -104,10 +109,16 @@ class Aborts:
     def add(self, req_ids: Any) -> None:
         """Take in what `abort_requests` returned; beyond the bound the ids are only counted."""
         for req_id in req_ids if isinstance(req_ids, list) else []:
+            call = self._callers.end(str(req_id))
             if len(self._gone) < MAX_ABORTED:
-                self._gone.append(Aborted(str(req_id)[:MAX_TEXT], time.time_ns()))
+                self._gone.append(_aborted(str(req_id), call))
             else:
                 self.num_cut += 1
+
+    def errors(self) -> dict[str, int]:
+        """What went wrong so far, by site."""
+        cut = {"aborts_cut": self.num_cut} if self.num_cut else {}
+        return self._callers.errors() | cut
 
     def drain(self) -> Iterator[list[Aborted]]:
         """Those since the last call, in lists that fit a frame."""
@@ -206,7 +217,7 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
     def _bodies(self) -> Iterable[Body]:
         yield Status(
             "disarmed" if self._guard.disarmed else "live",
-            errors=self._errors(),
+            errors=dict(self._guard.errors) | self._aborts.errors(),
             model_name=self._model_name,
             vllm_version=releases.installed_version(),
             tap_version=__version__,
@@ -218,13 +229,9 @@ class SidecarStatLogger(loggers.AggregateStatLoggerBase):  # type: ignore[misc] 
         for gone in self._aborts.drain():
             yield engines[0].body(gone)
 
-    def _errors(self) -> dict[str, int]:
-        cut = self._aborts.num_cut
-        return dict(self._guard.errors) | ({"aborts_cut": cut} if cut else {})
-
 
 def _finished(stats: Any) -> Finished:
-    end_ns, e2e = time.time_ns(), _seconds(stats.e2e_latency)
+    end_ns, e2e, call = time.time_ns(), _seconds(stats.e2e_latency), call_of(stats)
     return Finished(
         id=str(stats.request_id)[:MAX_TEXT],
         reason=str(stats.finish_reason),
@@ -237,8 +244,24 @@ def _finished(stats: Any) -> Finished:
         prompt_tokens=stats.num_prompt_tokens,
         generated_tokens=stats.num_generation_tokens,
         cached_tokens=stats.num_cached_tokens,
-        start_ns=end_ns - int(e2e * 1e9),
-        max_tokens=stats.max_tokens_param or 0,
+        start_ns=call.start_ns or end_ns - int(e2e * 1e9),
+        time_to_first_token=call.time_to_first_token,
+        traceparent=call.traceparent,
+        max_tokens=call.max_tokens or stats.max_tokens_param or 0,
+        temperature=call.temperature,
+        top_p=call.top_p,
+    )
+
+
+def _aborted(req_id: str, call: Call) -> Aborted:
+    return Aborted(
+        id=req_id[:MAX_TEXT],
+        end_ns=time.time_ns(),
+        start_ns=call.start_ns,
+        traceparent=call.traceparent,
+        max_tokens=call.max_tokens,
+        temperature=call.temperature,
+        top_p=call.top_p,
     )
 
 

@@ -114,6 +114,23 @@ def test_a_request_whose_client_hung_up_says_so() -> None:
     assert [each.aborted for each in requests_answer(reducer.requests(2)).requests] == [False, True]
 
 
+def test_a_request_names_its_trace_and_what_is_not_known_is_null() -> None:
+    """A trace id to look for in a trace backend; NaN would be no JSON."""
+    done = fakes.finished("a", traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01")
+    done.time_to_first_token = done.temperature = done.top_p = float("nan")
+    reducer = reduced(
+        FakeSource().frame(Requests([0], [fakes.request(f"{k}-0badcafe", 1) for k in "ba"])),
+        FakeSource(FRONTEND).frame(fakes.serving(done, fakes.finished("b"))),
+    )
+    told = plain(requests_answer(reducer.requests(2)))["requests"]
+
+    assert [each["trace_id"] for each in told] == ["ab" * 16, ""]
+    unknown = ("time_to_first_token", "temperature", "top_p")
+    assert [told[0]["serving"][name] for name in unknown] == [None, None, None]
+    assert [told[1]["serving"][name] for name in unknown] == [0.75, 0.5, 0.875]
+    assert told[0]["serving"]["start_ns"] == done.start_ns
+
+
 def test_an_answer_is_bounded_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as fit; a client that asked for more is told how many do."""
     reducer = reduced(FakeSource().frame(Requests([0], [fakes.request(num_layers=1)] * 9)))

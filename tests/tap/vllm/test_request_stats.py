@@ -1,11 +1,14 @@
 """Ordinary stats from the front end: exact totals, bounded queues, and never an exception."""
 
 import importlib.metadata
+import math
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from starlette.applications import Starlette
 
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import (
@@ -18,9 +21,20 @@ from sidecar.wire.frame import (
     pack,
     unpack,
 )
+from tests.fakes import NOW
 from tests.tap.vllm.fakes import vllm_config
+from tests.tap.vllm.front_end import asked, ended
 
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def call(installed_vllm):
+    """All that can be known of a caller."""
+    from sidecar.tap.vllm.callers import Call
+
+    return Call(NOW, PARENT, 1 << 40, 0.1, 0.9, 0.3)
 
 
 @pytest.fixture
@@ -105,6 +119,22 @@ def test_stats_of_an_engine_reach_the_receiver(request_stats, tap_on) -> None:
     assert (done.prompt_tokens, done.generated_tokens, done.cached_tokens) == (20, 11, 16)
 
 
+def test_what_is_known_of_the_caller_stands_beside_the_stats(request_stats, call) -> None:
+    """When it began, how it was asked for and by which trace; without a caller, what stats tell."""
+    known, unknown = finished("a"), finished("b", max_tokens_param=30)
+    known._sidecar_call = call
+    stats = request_stats.EngineStats("toy", 0)
+    before = time.time_ns()
+    stats.record(None, iteration(known, unknown))
+    told, left = stats.body().finished
+    assert (told.start_ns, told.traceparent, told.max_tokens) == call[:3]
+    assert (told.temperature, told.top_p, told.time_to_first_token) == call[3:]
+    assert (left.traceparent, left.max_tokens) == ("", 30)
+    assert math.isnan(left.time_to_first_token)
+    assert left.end_ns - left.start_ns == 2_000_000_000
+    assert left.end_ns >= before
+
+
 def test_totals_add_up_and_observations_are_told_once(request_stats, tap_on) -> None:
     """Totals run from the start; each observation is in one frame; gauges are the last."""
     stats = request_stats.EngineStats("toy", 0)
@@ -143,11 +173,13 @@ def test_observations_beyond_the_bound_cost_no_total(request_stats) -> None:
     assert body.cached_tokens == 16 * (most + 100)
 
 
-def test_the_fullest_body_fits_a_frame(request_stats) -> None:
+def test_the_fullest_body_fits_a_frame(request_stats, call) -> None:
     """Full queues and the longest ids still make a frame that its receiver accepts."""
     stats = request_stats.EngineStats("toy" * 80, 0)
     for number in range(request_stats.MAX_QUEUED):
-        stats.record(None, iteration(finished(f"{number:05}" + "x" * 5000), ttft=[0.1]))
+        longest = finished(f"{number:05}" + "x" * 5000)
+        longest._sidecar_call = call
+        stats.record(None, iteration(longest, ttft=[0.1]))
     data = pack(Frame(Header("b" * 16, Source("frontend"), 1, 1, 0, 0), stats.body()))
     assert len(data) < MAX_BYTES
     assert len(unpack(data).body.finished) == request_stats.MAX_QUEUED
@@ -222,7 +254,9 @@ def manager_class(request_stats, monkeypatch):
     from vllm.v1.engine.output_processor import OutputProcessor
     from vllm.v1.metrics import loggers
 
-    monkeypatch.setattr(OutputProcessor, "abort_requests", OutputProcessor.abort_requests)
+    for name in ("abort_requests", "add_request", "_update_stats_from_finished"):
+        monkeypatch.setattr(OutputProcessor, name, getattr(OutputProcessor, name))
+    monkeypatch.setattr(Starlette, "__call__", Starlette.__call__)
     monkeypatch.setattr(loggers, "PrometheusStatLogger", lambda *_: TheirLogger(None))
     monkeypatch.setattr(loggers.StatLoggerManager, "__init__", loggers.StatLoggerManager.__init__)
     return loggers.StatLoggerManager
@@ -328,6 +362,30 @@ def test_requests_that_a_client_gave_up_are_told_of(
     assert aborted(tap_on) == ["b-0", "c-0"]
 
 
+def test_callers_are_told_of_with_their_requests(
+    request_stats, manager_class, processor, tap_on
+) -> None:
+    """By the patched front end itself: of those that finish and of those that are given up."""
+    from sidecar.tap.vllm import callers
+
+    request_stats.install()
+    made = managed(manager_class)
+    assert hasattr(Starlette.__call__, "_sidecar_patched")
+    tap_on.wait_for(is_serving)  # connected: an observation in a dropped frame is lost
+    processor.log_stats = True
+    for name in ("a", "b"):
+        callers.catch({"type": "http", "headers": [(b"traceparent", PARENT.encode())]})
+        processor.add_request(asked(name, max_tokens=7, top_p=0.5), None)
+    made.record(None, ended(processor, "b"))
+    done = tap_on.wait_for(lambda f: is_serving(f) and f.body.finished).body.finished[0]
+    processor.abort_requests(["a"], internal=True)
+    gone = tap_on.wait_for(lambda f: is_serving(f) and f.body.aborted).body.aborted[0]
+    assert (gone.id, done.id) == ("a", "client")
+    for told in (gone, done):
+        assert (told.traceparent, told.max_tokens, told.top_p) == (PARENT, 7, 0.5)
+        assert 0 < told.start_ns <= told.end_ns
+
+
 def test_each_child_of_a_request_is_told_of_once(
     request_stats, manager_class, processor, tap_on
 ) -> None:
@@ -350,9 +408,10 @@ def test_an_abort_that_fails_is_vllms_own(request_stats, manager_class, processo
     assert aborted(tap_on) == ["a-0"]
 
 
-def test_aborts_are_bounded_and_the_rest_is_counted(request_stats, tap_on) -> None:
+def test_aborts_are_bounded_and_the_rest_is_counted(request_stats, tap_on, call) -> None:
     """Between two flushes so many are kept, in frames that fit; the status counts the others."""
-    aborts = request_stats.Aborts()
+    callers = SimpleNamespace(end=lambda _: call, errors=dict)
+    aborts = request_stats.Aborts(callers)
     most = request_stats.MAX_ABORTED
     aborts.add([f"{number:05}" + "x" * 5000 for number in range(most + 7)])
     assert aborts.num_cut == 7
