@@ -13,9 +13,9 @@ from helm_python.errors import HelmError
 from kubernetes_validate import ValidationError
 
 import sidecar
+from helm import schema
 from sidecar import cli
 from sidecar.config import ExporterConfig, FleetConfig, TapConfig
-from helm import schema
 from tests.deploy.chart import (
     CHART,
     MODEL,
@@ -403,7 +403,9 @@ def test_the_package_holds_what_the_folder_holds(chart: Chart, tmp_path: Path) -
         archive = package(CHART, destination=tmp_path)
     with Chart.load(archive) as packed:
         names = {each["name"] for each in packed.files}
-        wanted = {f"dashboards/json/{path.name}" for path in (ROOT / "dashboards" / "json").glob("*.json")}
+        wanted = {
+            f"dashboards/json/{path.name}" for path in (ROOT / "dashboards" / "json").glob("*.json")
+        }
         assert wanted
         assert names == {"dashboards/rules.yml", ".helmignore", *wanted}
         assert render(packed, ALL["everything"]) == render(chart, ALL["everything"])
