@@ -11,10 +11,13 @@ from types import MappingProxyType
 from typing import Final
 
 from sidecar.commands import (
+    audit,
     baseline,
+    browser,
     canary,
     control,
     demo,
+    doctor,
     fleet,
     keep,
     metrics,
@@ -35,6 +38,9 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "keep": keep,
         "control": control,
         "canary": canary,
+        "audit": audit,
+        "open": browser,
+        "doctor": doctor,
         "metrics": metrics,
         "version": version,
         "demo": demo,

@@ -6,6 +6,7 @@ raises ConfigError with the key and the remedy. The environment is a parameter, 
 """
 
 import difflib
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -154,6 +155,12 @@ class ExporterConfig(Shared, Judging):
 
     metrics_host, metrics_port: where /metrics and health are served.
     api_host, api_port: where the API is served; loopback unless told otherwise.
+    api_token_file: file with the token that the API asks for; none lets in whoever reaches its
+        port, which must be one of loopback then.
+    api_hosts: host names that the API is asked under beside those of loopback, separated by commas;
+        `*` for any.
+    web_config_file: TLS, passwords and headers of both ports, in the format of Prometheus'
+        exporters.
     series_cap: most series of layers, heads, experts and the like in one exposition; the rest is
         counted, not published. 50 000 take some 30 ms of CPU a scrape (`bench/scrape.py`), and hold
         one engine of 61 layers, 128 heads and 256 experts.
@@ -195,6 +202,9 @@ class ExporterConfig(Shared, Judging):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = METRICS_PORT
     api_host: str = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65535)] = API_PORT
+    api_token_file: Path | None = None
+    api_hosts: Annotated[tuple[str, ...], BeforeValidator(_names), Field(max_length=32)] = ()
+    web_config_file: Path | None = None
     series_cap: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
     metrics_file: Path | None = None
     stale_seconds: Annotated[float, Field(ge=1.0, le=3600.0)] = 30.0
@@ -218,6 +228,10 @@ class ExporterConfig(Shared, Judging):
     trace_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     otlp_metrics_seconds: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.0
 
+    def api_token(self) -> bytes | None:
+        """What the API asks its clients for; None when everybody who reaches its port may ask."""
+        return _secret("API_TOKEN_FILE", self.api_token_file)
+
     def canary_api_key(self) -> str:
         """What the served model asks its clients for; "" when it asks for nothing."""
         if self.canary_api_key_file is None:
@@ -232,7 +246,13 @@ class ExporterConfig(Shared, Judging):
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
         """Settings from `environ`."""
-        return _validate(cls, _from_environ(environ, cls))
+        config = _validate(cls, _from_environ(environ, cls))
+        if config.api_token_file is None and not _is_loopback(config.api_host):
+            raise ConfigError(
+                f"{PREFIX}API_HOST={config.api_host!r}: who reaches the API there can change what "
+                f"is watched; give it a token with {PREFIX}API_TOKEN_FILE, or serve it on loopback"
+            )
+        return config
 
 
 class FleetConfig(Judging):
@@ -293,6 +313,13 @@ def is_tap_on(environ: Mapping[str, str]) -> bool:
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _secret(key: str, path: Path | None) -> bytes | None:

@@ -27,6 +27,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     for key, text in _COUNTS.items():
         note = f"{text}; null: as configured"
         parser.add_argument(f"--{key.replace('_', '-')}", metavar="N", help=note)
+    parser.add_argument(
+        "--scan", metavar="N", help="scan the next N requests, row by row; 0 for no more"
+    )
     parser.add_argument("--clear", action="store_true", help="forget all earlier wishes")
     parser.add_argument("--show", action="store_true", help="print what is asked; the default")
     parser.add_argument("--file", type=Path, help=f"wins over {PREFIX}CONTROL_FILE")
@@ -55,4 +58,6 @@ def _changes(parsed: argparse.Namespace) -> dict[str, Any]:
     changes = {key: value for key, value in given.items() if value is not None}
     if parsed.layers is not None:
         changes["layers"] = None if parsed.layers == "all" else parsed.layers.split(",")
+    if parsed.scan is not None:
+        changes |= control.scan_wish(parsed.scan)
     return changes

@@ -25,6 +25,7 @@ from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
+from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
@@ -41,7 +42,7 @@ from sidecar.wire.channel import Receiver
 RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
-def create_state(config: ExporterConfig) -> State:
+def create_state(config: ExporterConfig, guard: Guard) -> State:
     """The living parts, reading from the socket once `intake.start` is called.
 
     Raises ConfigError or ChannelError when the key file or the socket cannot be used.
@@ -60,7 +61,7 @@ def create_state(config: ExporterConfig) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    collectors = {**COLLECTORS, "drift": drift}
+    collectors = {**COLLECTORS, "drift": drift, "guard": guard.collect}
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)

@@ -12,15 +12,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from ssl import SSLContext
 from typing import Final, NamedTuple
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
 from sidecar.publish.fleet.app import create_fleet, create_fleet_app
+from sidecar.publish.guard.guard import create_guard
 
 _GRACE_SECONDS: Final = 2
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -36,14 +38,18 @@ def serve(config: ExporterConfig) -> int:
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(_listen("METRICS", config.metrics_host, config.metrics_port))
         api = stack.enter_context(_listen("API", config.api_host, config.api_port))
-        state = create_state(config)
+        guard = create_guard(config)
+        state = create_state(config, guard)
         stack.callback(state.stop)
         state.start()
+        seats = [
+            _Seat(guard.metrics(create_metrics_app(state)), metrics, guard.context),
+            _Seat(guard.api(create_api_app(state)), api, guard.context),
+        ]
         ready = (
-            f"sidecar ready: metrics {_url(metrics)}/metrics api {_url(api)}/v1/status "
+            f"sidecar ready: metrics {_url(seats[0])}/metrics api {_url(seats[1])}/v1/status "
             f"socket {config.socket}\n"
         )
-        seats = [_Seat(create_metrics_app(state), metrics), _Seat(create_api_app(state), api)]
         asyncio.run(_run(seats, ready, state.reload, state.hang_up))
     return 0
 
@@ -59,16 +65,16 @@ def serve_fleet(config: FleetConfig) -> int:
         fleet = create_fleet(config)
         stack.callback(fleet.stop)
         fleet.start()
-        ready = (
-            f"sidecar fleet ready: metrics {_url(listener)}/metrics api {_url(listener)}/v1/drift\n"
-        )
-        asyncio.run(_run([_Seat(create_fleet_app(fleet), listener)], ready))
+        seat = _Seat(create_fleet_app(fleet), listener)
+        ready = f"sidecar fleet ready: metrics {_url(seat)}/metrics api {_url(seat)}/v1/drift\n"
+        asyncio.run(_run([seat], ready))
     return 0
 
 
 class _Seat(NamedTuple):
-    app: FastAPI
+    app: ASGIApp
     listener: socket.socket
+    tls: SSLContext | None = None
 
 
 class _Server(uvicorn.Server):
@@ -85,7 +91,7 @@ async def _run(
     reload: Callable[[], None] | None = None,
     hang_up: Callable[[], None] = lambda: None,
 ) -> None:
-    servers = [_Server(_settings(seat.app)) for seat in seats]
+    servers = [_Server(_settings(seat)) for seat in seats]
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, _stop, servers, hang_up)
@@ -106,9 +112,11 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
 
-def _settings(app: FastAPI) -> uvicorn.Config:
+def _settings(seat: _Seat) -> uvicorn.Config:
+    context = seat.tls
     return uvicorn.Config(
-        app,
+        seat.app,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
         access_log=False,
         lifespan="off",
         log_config=None,
@@ -141,6 +149,7 @@ def _listen(name: str, host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(seat: _Seat) -> str:
+    host, port = seat.listener.getsockname()[:2]
+    scheme = "http" if seat.tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

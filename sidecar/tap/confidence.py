@@ -18,6 +18,7 @@ from sidecar.tap.engine import EngineTap, Step
 from sidecar.tap.ring import Loan, Ring, Upload
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, Ints
+from sidecar.tap.scan import Scanner
 from sidecar.tap.tally import Tally
 from sidecar.wire.frame import Table
 from sidecar.wire.signals import GROUPS
@@ -106,6 +107,7 @@ class Tokens:
     step: the forward pass that they end; says which drafts were accepted.
     slots, cells: [n] request slot and place of the adapter, by place in the batch.
     counts: [n] whether the request's rows may count: its prefill is done, it did not opt out.
+    scanner: keeps the tokens of scanned requests apart.
     """
 
     loan: Loan
@@ -114,6 +116,7 @@ class Tokens:
     slots: Ints
     cells: Ints
     counts: NDArray[np.bool_]
+    scanner: Scanner
 
     @property
     def is_ready(self) -> bool:
@@ -128,6 +131,14 @@ class Tokens:
         if self.step.accepted is not None:
             mine &= self.rows.drafts <= self.step.accepted[self.rows.owners]
         return mine
+
+    def positions(self) -> Ints:
+        """[N] position of the row that each row of logits was made of."""
+        batch, owners = self.step.batch, self.rows.owners
+        lasts = batch.starts + batch.counts - 1
+        certain = lasts - batch.drafts if len(batch.drafts) else lasts
+        positions: Ints = certain[owners] + self.rows.drafts
+        return positions
 
 
 class Confidence:
@@ -173,7 +184,7 @@ class Confidence:
         except BaseException:
             self._ring.give_back(loan)
             raise
-        tap.submit(self, Tokens(loan, step, rows, slots, cells, counts))
+        tap.submit(self, Tokens(loan, step, rows, slots, cells, counts, tap.scanner))
 
     def account(self, pending: Tokens) -> None:
         """Add up the rows that led to a token, and free the memory."""
@@ -184,6 +195,9 @@ class Confidence:
             cells = pending.cells[owners]
             self._totals.add(np.zeros_like(owners), cells, values)
             self._requests.add(pending.slots[owners], cells, values)
+            if pending.scanner.is_telling:
+                positions = pending.positions()[counted]
+                pending.scanner.hear(pending.slots[owners], positions, values)
         finally:
             self._ring.give_back(pending.loan)
 

@@ -31,6 +31,8 @@ from sidecar.tap.records import Ended, Records
 from sidecar.tap.ring import Loan
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, Ints, Plan, RowMap
+from sidecar.tap.scan import SITE as SCANNER
+from sidecar.tap.scan import Picked, Scanner
 from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.channel import Sender
 from sidecar.wire.fields import MAX_LONG_TEXT
@@ -39,6 +41,7 @@ from sidecar.wire.frame import (
     Status,
     TapState,
 )
+from sidecar.wire.scan import Scan
 from sidecar.wire.signature import Layout
 
 MAX_PENDING: Final = 4096  # events between two polls; more means that the pump has stopped
@@ -52,6 +55,7 @@ class Step:
 
     accepted: [n] draft tokens accepted of each request; None while that is not known.
     extras: what the row instruments made of the same pass.
+    picked: its rows of scanned requests; None when there are none.
     """
 
     batch: Batch
@@ -62,6 +66,7 @@ class Step:
     cause: str = "lost"
     accepted: Ints | None = None
     extras: list[tuple[RowInstrument, Pending]] = field(default_factory=list)
+    picked: Picked | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -70,6 +75,8 @@ class Step:
             return False
         if self.loan is None:
             return True
+        if self.picked is not None and not self.picked.is_ready:
+            return False
         return self.loan.is_ready and all(pending.is_ready for _, pending in self.extras)
 
 
@@ -137,6 +144,7 @@ class EngineTap:
         self._instruments = instruments or Instruments(
             Layout(signature.evenly(layer_ids, config.signature_layers))
         )
+        self.scanner = Scanner(layer_ids, slab, is_on=config.scans and bool(layer_ids))
         self._events: deque[Step | Reading | Ended] = deque()
         self._undecided: Step | None = None
         self._records = Records(
@@ -216,6 +224,7 @@ class EngineTap:
         entries = {req_id: self.roster.leave(req_id) for req_id in req_ids}
         if self._is_armed:
             for req_id, slot in self._rows.forget(list(entries)):
+                self.scanner.leave(slot)
                 self._events.append(Ended(req_id, slot, entries[req_id]))
 
     def stop(self) -> None:
@@ -233,7 +242,7 @@ class EngineTap:
         return [site for site in disarmed if site not in self._sites()] if disarmed else disarmed
 
     def _sites(self) -> set[str]:
-        return set(map(site_of, self._instruments.all))
+        return {SCANNER, *map(site_of, self._instruments.all)}
 
     def _settle_doubt(self) -> None:
         """Nobody said which drafts were accepted: those rows are in doubt, so not counted."""
@@ -252,6 +261,9 @@ class EngineTap:
                 pending = self._guard.run(site_of(instrument), instrument.collect, step.plan)
                 if pending is not None:
                     step.extras.append((instrument, pending))
+            if self.scanner.is_busy(orders.scan):
+                wanted = (step.batch, step.plan, orders.scan, self.roster)
+                step.picked = self._guard.run(SCANNER, self.scanner.collect, *wanted)
 
     def _drain(self) -> None:
         while self._events and self._events[0].is_ready:
@@ -262,6 +274,8 @@ class EngineTap:
                 case Reading(sampler, pending):
                     self._guard.run_aside(site_of(sampler), sampler.account, pending)
                 case Ended() as ended:
+                    num_rows = self._ledger.num_rows(ended.slot)
+                    self._guard.run_aside(SCANNER, self.scanner.end, ended.slot, num_rows)
                     self._records.end(ended)
 
     def _account(self, step: Step) -> None:
@@ -271,6 +285,8 @@ class EngineTap:
         finally:
             for each, pending in step.extras:
                 self._guard.run_aside(site_of(each), each.account, pending, step.plan, kept)
+            if step.picked is not None:
+                self._guard.run_aside(SCANNER, self.scanner.account, step.picked, kept)
 
     def _add(self, step: Step) -> None:
         plan, selection = step.plan, step.selection
@@ -300,6 +316,10 @@ class EngineTap:
         if self._layer_ids:
             yield self._ledger.layers()
         yield from self._records.bodies()
+        yield from self._guard.run_aside(SCANNER, self._scans) or ()
+
+    def _scans(self) -> list[Scan]:
+        return self.scanner.bodies(self._ledger.num_rows)
 
     def _status(self) -> Status:
         verdict = self._verdict()

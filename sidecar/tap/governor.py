@@ -12,7 +12,7 @@ from sidecar.config import TapConfig
 from sidecar.tap.budget import LEVELS, Budget, BusyTime, Level
 from sidecar.tap.control import ControlFile
 from sidecar.tap.meter import Cost, Meter
-from sidecar.tap.orders import Orders
+from sidecar.tap.orders import Orders, Wish
 from sidecar.tap.signature import evenly
 from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.control import Control
@@ -109,7 +109,14 @@ class Governor:
             confidence_every=_or(control.confidence_every, config.confidence_every),
             shed_level=shed_level,
             revision=control.revision,
+            scan=self._scan(control, level),
         )
+
+    def _scan(self, control: Control, level: Level) -> Wish | None:
+        # A scan reads every layer: none begins while the budget leaves layers out.
+        if control.scan_requests is None or not self._config.scans or level.layers > 1:
+            return None
+        return Wish(control.scan_id or control.revision, control.scan_requests)
 
     def _select(self, layers: list[int] | None, level: Level) -> Selection | None:
         """The layers that are left; None for all of them."""

@@ -107,6 +107,11 @@ class Ledger:
             return 0
         return max(0, int(accounts.ends[slot] - accounts.prompts[slot]))
 
+    def num_rows(self, slot: int) -> int:
+        """Rows of a living request, whether measured or not."""
+        accounts = self._requests
+        return int(accounts.ends[slot]) if slot < accounts.num_slots else 0
+
     def running_since(self, t_ns: int) -> list[tuple[int, str]]:
         """Slots and ids of living requests that may be measured and began by `t_ns`."""
         starts = self._requests.start_ns

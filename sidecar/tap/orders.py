@@ -9,6 +9,13 @@ from typing import NamedTuple
 from sidecar.tap.slab import Selection
 
 
+class Wish(NamedTuple):
+    """What the operator asked to have scanned: the next so many requests; each wish is one `id`."""
+
+    id: str = ""
+    num_requests: int = 0
+
+
 class Orders(NamedTuple):
     """In force until replaced.
 
@@ -20,6 +27,7 @@ class Orders(NamedTuple):
     confidence_every: every how many steps generated tokens are measured; 0 for never.
     shed_level: how far the budget has cut; 0 for not at all.
     revision: of the operator's control that this obeys; "" for none.
+    scan: the wish to obey, if it has not been; None while no scan may begin.
     """
 
     is_on: bool = True
@@ -30,6 +38,7 @@ class Orders(NamedTuple):
     confidence_every: int = 1
     shed_level: int = 0
     revision: str = ""
+    scan: Wish | None = None
 
     def measures(self, step: int) -> bool:
         """Whether this step is measured at all."""

@@ -40,8 +40,8 @@ class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     stages are theirs.
     steps_every: one step in so many is measured at all.
     attention_every, confidence_every: see TapConfig; 0 for never. attention_requests: likewise.
-    scan_requests: the next so many requests are scanned, row by row (docs/scan.md); 0 ends a scan.
-    scan_id: tells one such wish from the next: each is obeyed once by each engine's life.
+    scan_requests: the next so many requests are scanned, row by row (docs/scan.md); 0 for no more.
+    scan_id: tells one such wish from the next: each is obeyed once in the life of an engine.
     """
 
     version: Literal[1] = VERSION
@@ -74,10 +74,14 @@ def ask_for_scans(path: Path, num_requests: int | str) -> Control:
 
     Raises ConfigError when the number is out of range, or the control at `path` cannot be used.
     """
-    changes = {"scan_requests": num_requests, "scan_id": secrets.token_hex(_SCAN_ID_BYTES)}
-    asked = change(read(path), changes)
+    asked = change(read(path), scan_wish(num_requests))
     write(path, asked)
     return asked
+
+
+def scan_wish(num_requests: int | str) -> dict[str, Any]:
+    """The changes that ask for it: a wish like no other, so that it is obeyed."""
+    return {"scan_requests": num_requests, "scan_id": secrets.token_hex(_SCAN_ID_BYTES)}
 
 
 def encode(control: Control) -> bytes:

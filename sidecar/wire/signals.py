@@ -717,6 +717,23 @@ _HEALTH_METRICS = (
         change="0: a bug of ours; the other collectors are still served.",
     ),
     _metric(
+        "http_refused",
+        Kind.COUNTER,
+        ("cause",),
+        "HTTP requests refused before any route saw them, by cause.",
+        normal="0, or a few of rate.",
+        change="token, password: somebody guesses; host, origin: a browser was sent here by a "
+        "foreign page; audit: the audit log cannot be written.",
+    ),
+    _metric(
+        "audit_entries",
+        Kind.COUNTER,
+        (),
+        "Entries in the audit log; it outlives the process.",
+        normal="Grows by two with each change that an operator makes.",
+        change="A fall: the log was cut off or moved aside.",
+    ),
+    _metric(
         "build",
         Kind.INFO,
         ("version", "schema", "python"),

@@ -257,11 +257,11 @@ def test_a_second_sidecar_on_one_socket_is_refused(served: Served, path: Path) -
 def test_a_host_that_does_not_exist_is_named(path: Path) -> None:
     """The resolver's words, and the key to change."""
     message = refused(
-        "--socket", str(path), "--api-host", "no-such-host.invalid", "--metrics-port", "0"
+        "--socket", str(path), "--metrics-host", "no-such-host.invalid", "--metrics-port", "1"
     )
 
-    assert "cannot listen on no-such-host.invalid port 9479" in message
-    assert "SIDECAR_API_HOST" in message
+    assert "cannot listen on no-such-host.invalid port 1" in message
+    assert "SIDECAR_METRICS_HOST" in message
 
 
 def test_a_key_is_demanded_of_every_frame(

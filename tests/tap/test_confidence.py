@@ -12,6 +12,8 @@ from sidecar.tap.engine import Step
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, RowMap
+from sidecar.tap.scan import Scanner
+from sidecar.tap.slab import Slab
 from sidecar.wire.frame import Cells
 from sidecar.wire.signals import GROUPS
 
@@ -132,6 +134,7 @@ class Tap:
     def __init__(self, **roster: object) -> None:
         self.roster = Roster(["medical"], **roster)
         self.rows = RowMap(8)
+        self.scanner = Scanner([0], Slab(1, 8, 8, CPU))
         self.readings: list[confidence.Tokens] = []
         self.sampler = Confidence(self.roster.adapters, 32, CPU)
 

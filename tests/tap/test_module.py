@@ -15,9 +15,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import sidecar.tap
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
+from sidecar.fold.scans import RecentScans
 from sidecar.tap import probes
 from sidecar.tap.sketch import directions
+from sidecar.wire import control
 from sidecar.wire.channel import Receiver
+from sidecar.wire.control import Control
 from sidecar.wire.frame import (
     Arrays,
     Cells,
@@ -29,6 +32,7 @@ from sidecar.wire.frame import (
     Totals,
     unpack,
 )
+from sidecar.wire.scan import Scan
 from sidecar.wire.signals import NUM_FIRST_POSITIONS
 from sidecar.wire.signature import entries
 from tests.e2e.reference import logits_of, rows_of, streams_of
@@ -59,6 +63,7 @@ class Inbox:
         self.totals: dict[str, Cells] = {}
         self.layers: Layers | None = None
         self.status: Status | None = None
+        self.scans: list[Scan] = []
 
     def listen(self, seconds: float = 0.5) -> "Inbox":
         """Take in what comes until nothing came for `seconds`, or after five times that."""
@@ -75,6 +80,8 @@ class Inbox:
                     self.layers = layers
                 case Status() as status:
                     self.status = status
+                case Scan() as scan:
+                    self.scans.append(scan)
         return self
 
     def close(self) -> None:
@@ -164,6 +171,32 @@ def test_a_padded_batch_is_measured_as_if_served_alone(model: Any, inbox: Inbox)
     assert inbox.status is not None
     assert (inbox.status.state, inbox.status.runner) == ("live", "torch")
     assert inbox.status.errors == {}
+
+
+def test_a_scan_tells_each_row_as_transformers_has_it(model: Any, inbox: Inbox) -> None:
+    """Every layer's three signals of every token, and the confidence in each token generated."""
+    control.write(inbox.config.control_path, Control(scan_requests=1))
+    with sidecar.tap.attach(model, config=inbox.config):
+        tokens, _ = generate(model, padded(SHORT, LONG))
+        generate(model, padded(LONG))
+    inbox.listen()
+    assert len({scan.id for scan in inbox.scans}) == 1
+    scans = RecentScans()
+    for part in inbox.scans:
+        scans.update("engine", 0, part)
+    (scanned,) = scans.get()
+    rows, alone = scanned.columns(), rows_of(MODEL, SHORT + tokens[:-1])
+
+    assert (scanned.scan.is_final, scanned.num_left_out) == (True, 0)
+    assert rows.positions.tolist() == list(range(len(SHORT) + 9))
+    np.testing.assert_allclose(rows.values[..., 0], alone.residual_rms, rtol=1e-4)
+    np.testing.assert_allclose(rows.values[..., 1], alone.residual_peak, rtol=1e-4)
+    np.testing.assert_allclose(rows.values[..., 2], alone.block_influence, atol=1e-5)
+    assert rows.confidence is not None
+    assert np.isnan(rows.confidence[: len(SHORT) - 1]).all()
+    logits = logits_of(MODEL, SHORT + tokens[:-1])[len(SHORT) - 1 :]
+    expected = reference(torch.from_numpy(logits), tokens)
+    np.testing.assert_allclose(rows.confidence[len(SHORT) - 1 :], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rows_after_the_end_of_a_sequence_are_no_data(model: Any, inbox: Inbox) -> None:

@@ -29,16 +29,20 @@ ROWS = 5
 
 
 class Engine:
-    """A compiled toy with a tap whose pump is turned by hand."""
+    """A toy with a tap whose pump is turned by hand; compiled unless `is_compiled` is False."""
 
-    def __init__(self, folder: Path, guard: Guard, **options: object) -> None:
+    def __init__(
+        self, folder: Path, guard: Guard, *, is_compiled: bool = True, **options: object
+    ) -> None:
         config = TapConfig(socket=folder / "i.sock", budget_share=0.0, **options)
         self.path = config.control_path
         model = Decoder(NUM_LAYERS)
         slab = Slab(NUM_LAYERS, CAPACITY, 8, torch.device("cpu"))
         for index, layer in enumerate(model.layers):
             attach_probe(Site(index, layer), slab.rows[index], guard)
-        self.run, self.compilations = compiled(model, "aot_eager")
+        self.run = model
+        if is_compiled:
+            self.run, self.compilations = compiled(model, "aot_eager")
         sender = Sender(config.socket, Source("engine"))
         nameplate = Nameplate("toy", "0.32.0", "0.1", "v1", "float32", "abc")
         self.tap = EngineTap(config, nameplate, list(range(NUM_LAYERS)), slab, sender, guard, 4)

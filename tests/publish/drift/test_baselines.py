@@ -13,6 +13,7 @@ from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_state
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.panel import Terms
+from sidecar.publish.guard.guard import create_guard
 from sidecar.publish.state import State
 from sidecar.store.baseline_file import write_baseline
 from sidecar.store.signing import Private
@@ -108,7 +109,7 @@ def state(file: Path, tmp_path: Path) -> Iterator[State]:
     config = ExporterConfig(
         socket=tmp_path / "i.sock", baseline_file=file, record=True, state_dir=tmp_path / "state"
     )
-    made = create_state(config)
+    made = create_state(config, create_guard(config))
     made.start()
     yield made
     made.stop()
@@ -164,7 +165,8 @@ def test_a_form_cannot_reload(state: State) -> None:
 
 def test_without_a_baseline_the_way_to_one_is_told(tmp_path: Path) -> None:
     """Not an error."""
-    made = create_state(ExporterConfig(socket=tmp_path / "i.sock"))
+    config = ExporterConfig(socket=tmp_path / "i.sock")
+    made = create_state(config, create_guard(config))
     try:
         answer = TestClient(create_api_app(made)).get("/v1/baselines").json()
     finally:
@@ -187,7 +189,10 @@ def test_what_cannot_be_used_is_said_before_anything_starts(
     given: dict[str, object], word: str, tmp_path: Path
 ) -> None:
     """And no socket is left behind."""
+    config = ExporterConfig.model_validate({"socket": tmp_path / "i.sock", **given})
+    guard = create_guard(config)
+
     with pytest.raises(ConfigError, match=word):
-        create_state(ExporterConfig.model_validate({"socket": tmp_path / "i.sock", **given}))
+        create_state(config, guard)
 
     assert not (tmp_path / "i.sock").exists()

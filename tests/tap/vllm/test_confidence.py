@@ -17,6 +17,8 @@ from sidecar.tap.orders import Orders
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import RowMap
+from sidecar.tap.scan import Scanner
+from sidecar.tap.slab import Slab
 from sidecar.tap.vllm import confidence
 from sidecar.tap.vllm.fitting import Workbench, fit
 from sidecar.wire.frame import Cells, Source
@@ -58,6 +60,7 @@ class Seated:
             Instruments(Layout([])),
         )
         self.rows = RowMap(8)
+        self.scanner = Scanner([0], Slab(1, 8, 8, torch.device("cpu")))
         self.roster = Roster()
         self.orders = Orders()
         self.last_step: Step | None = None

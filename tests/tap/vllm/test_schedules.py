@@ -5,10 +5,16 @@ schedules a step before it has seen the tokens of the one before, so a request t
 end gets one more row, and is said to be finished a step late.
 """
 
+import numpy as np
 import pytest
 
+from sidecar.config import CONTROL_NAME
+from sidecar.fold.scans import RecentScans
 from sidecar.tap.vllm.worker import seat_worker
-from sidecar.wire.frame import Layers, Request, Requests, Status
+from sidecar.wire import control
+from sidecar.wire.control import Control
+from sidecar.wire.frame import Arrays, Layers, Request, Requests, Status
+from sidecar.wire.scan import Scan
 from tests.tap.inbox import Inbox
 from tests.tap.toys import Decoder
 from tests.tap.vllm.fakes import (
@@ -125,3 +131,34 @@ def test_an_id_that_comes_back_is_a_request_of_its_own(runner, ranks, tap_on) ->
     assert (second.preemptions, second.adapter) == (0, "")
     assert second.coverage.observed == [2, 4, 0, 0]
     assert second.coverage.prefix_cached == 2
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_scan_holds_each_row_of_its_request_once(runner, ranks, tap_on, socket_path) -> None:
+    """Preempted, resumed and one row past its end: the rows add up to what the record says."""
+    control.write(socket_path.with_name(CONTROL_NAME), Control(scan_requests=1))
+    made = running(runner, tap_on)
+    step(made, Row("a", 0, 6, 6), scheduled_new_reqs=[new("a")])
+    step(made, Row("b", 0, 4, 4), Row("a", 6, 1, 6), scheduled_new_reqs=[new("b")])
+    step(made, Row("b", 4, 1, 4), preempted_req_ids={"a"})
+    again = [new("a")] if runner is not RunnerV1 else []
+    step(made, Row("b", 5, 1, 4), Row("a", 0, 8, 6, known=8), scheduled_new_reqs=again)
+    step(made, Row("a", 8, 1, 6), Row("b", 6, 1, 4))
+    step(made, finished_req_ids={"a", "b"})
+
+    scans, record = RecentScans(), None
+    while record is None or not any(each.scan.is_final for each in scans.get()):
+        frame = tap_on.wait_for(lambda f: isinstance(f.body, Scan | Requests))
+        if isinstance(frame.body, Scan):
+            scans.update("engine", 0, frame.body)
+        else:
+            record = next((each for each in frame.body.requests if each.id == "a"), record)
+    (scanned,) = scans.get()
+    columns, moments = scanned.columns(), Arrays.unpack(record.moments, 3)
+
+    assert (scanned.scan.id, scanned.num_left_out) == ("a", 0)
+    assert columns.positions.tolist() == list(range(9))
+    assert moments.count.sum(0).tolist() == [9] * 3
+    np.testing.assert_allclose(columns.values.sum(0), moments.sums[..., 0].sum(0), rtol=1e-5)
+    largest = np.nanmax(moments.extremes[..., 1], 0)
+    np.testing.assert_allclose(columns.values.max(0), largest, rtol=1e-6)
