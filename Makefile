@@ -75,6 +75,11 @@ model: setup ## train the bundled model again
 dashboards: setup ## write the Grafana dashboards, dashboards/json, anew from the code
 	@$(BIN)/python -m dashboards.generate
 
+.PHONY: runbooks
+runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: URL=https://...
+	@scripts/runbooks.sh "$(URL)"
+	@$(BIN)/python -m dashboards.generate
+
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off
 	@$(BIN)/python -m bench.overhead --quick

@@ -3,7 +3,8 @@
 A real vLLM with the tap under the demo's traffic, the sidecar with the demo's preset and a canary,
 a real Prometheus that scrapes both and judges dashboards/rules.yml, a real Alertmanager, and at the
 two ends a pager (webhook) and an OTLP receiver. Everything is on loopback. Prometheus scrapes and
-judges every two seconds, and Alertmanager does not wait to group; the rules are as shipped.
+judges every two seconds, and Alertmanager does not wait to group; the rules, their `for` and the
+inhibitions are as shipped.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from sidecar.config import ExporterConfig
 from sidecar.demo import corpus, gate, services, tampering, traffic
@@ -25,6 +27,7 @@ from tests.monitoring import Alertmanager, Job, Pager, Prometheus
 from tests.otlp import OtlpReceiver
 
 RULES = ROOT / "dashboards" / "rules.yml"
+ROUTES = ROOT / "dashboards" / "alertmanager.yml"
 NAMESPACE, POD = "llm", "tiny-0"  # as a PodMonitor would label both containers of one pod
 RATE = 2.0  # requests a second
 ARM_SECONDS = 900.0  # some 100 on a quiet machine
@@ -129,11 +132,14 @@ class Observatory:
         return Strike(told["layer"], told["tensors"])
 
     def _routes(self, folder: Path) -> Path:
+        """The example that is shipped; both receivers are the pager, and nothing waits."""
+        config = yaml.safe_load(ROUTES.read_text())
+        for route in (config["route"], *config["route"]["routes"]):
+            route |= {"group_wait": "0s", "group_interval": "1s"}
+        for receiver in config["receivers"]:
+            receiver["webhook_configs"] = [{"url": self.pager.url}]
         file = folder / "alertmanager.yml"
-        at_once = {"group_wait": "0s", "group_interval": "1s"}
-        receiver = {"name": "pager", "webhook_configs": [{"url": self.pager.url}]}
-        config = {"route": {"receiver": "pager", **at_once}, "receivers": [receiver]}
-        file.write_text(json.dumps(config))
+        file.write_text(json.dumps(config))  # JSON is YAML
         return file
 
     def _end_later(self, part: Any) -> Any:
