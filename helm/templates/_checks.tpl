@@ -15,8 +15,8 @@
 {{- if and .Values.fleet.enabled (not .Values.fleet.prometheus) -}}
 {{- fail "fleet.prometheus is empty: give the address of the Prometheus that scrapes the sidecars, such as http://prometheus-operated.monitoring:9090" -}}
 {{- end -}}
-{{- if and .Values.fleet.enabled (not .Values.networkPolicy.enabled) (not .Values.fleet.acceptOpenApi) -}}
-{{- fail "fleet.enabled opens the sidecars' API, which asks nobody who they are, to the pod network: set networkPolicy.enabled=true, or fleet.acceptOpenApi=true when something else keeps others out" -}}
+{{- if and .Values.fleet.enabled (not .Values.api.tokenSecret.name) -}}
+{{- fail "fleet.enabled opens the sidecars' API to the pod network, so it must ask for a token: set api.tokenSecret.name to a Secret of 32 random bytes" -}}
 {{- end -}}
 {{- if and .Values.fleet.enabled (not $engine.enabled) (not .Values.fleet.query) -}}
 {{- fail "fleet.query is empty and this chart has no engine to name: give a query with one series for each sidecar, such as llm_internals_build_info{namespace=\"serving\"}" -}}

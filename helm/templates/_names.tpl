@@ -57,6 +57,11 @@ yes
 {{- end -}}
 {{- end }}
 
+{{/* Where runbooks are as rules and dashboards have it. */}}
+{{- define "llm-internals.runbooks" -}}
+https://github.com/llm-internals/sidecar/blob/main/docs/runbooks/
+{{- end }}
+
 {{/* A number or word as the sidecar reads it: Helm holds 1000000 as a float and would write 1e+06. */}}
 {{- define "llm-internals.scalar" -}}
 {{- if kindIs "slice" . -}}

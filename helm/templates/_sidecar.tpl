@@ -132,6 +132,14 @@ volumeMounts:
   value: /var/lib/llm-internals
 - name: SIDECAR_API_HOST
   value: {{ ternary "0.0.0.0" "127.0.0.1" .Values.fleet.enabled | quote }}
+{{- if and .Values.fleet.enabled (not (hasKey .Values.sidecar.settings "api_hosts")) }}
+- name: SIDECAR_API_HOSTS # the fleet job asks at the pod's address
+  value: "*"
+{{- end }}
+{{- if .Values.api.tokenSecret.name }}
+- name: SIDECAR_API_TOKEN_FILE
+  value: /etc/llm-internals/token/{{ .Values.api.tokenSecret.key }}
+{{- end }}
 {{- if .Values.frames.keySecret.name }}
 - name: SIDECAR_KEY_FILE
   value: /etc/llm-internals/frames/{{ .Values.frames.keySecret.key }}
@@ -189,6 +197,11 @@ volumeMounts:
 - name: llm-internals-tmp
   mountPath: /tmp
 {{- include "llm-internals.keyMounts" . }}
+{{- if .Values.api.tokenSecret.name }}
+- name: llm-internals-token
+  mountPath: /etc/llm-internals/token
+  readOnly: true
+{{- end }}
 {{- if and .Values.canary.keySecret.name .Values.canary.apiKeySecret.name }}
 - name: llm-internals-api-key
   mountPath: /etc/llm-internals/api
@@ -234,6 +247,7 @@ volumeMounts:
 {{- if .Values.canary.keySecret.name }}
 {{- include "llm-internals.secretVolume" (dict "name" "llm-internals-api-key" "secret" .Values.canary.apiKeySecret) }}
 {{- end }}
+{{- include "llm-internals.secretVolume" (dict "name" "llm-internals-token" "secret" .Values.api.tokenSecret) }}
 {{- include "llm-internals.secretVolume" (dict "name" "llm-internals-baseline-key" "secret" .Values.baseline.publicKeySecret) }}
 {{- if eq .Values.baseline.from "volume" }}
 - name: llm-internals-baseline

@@ -1,6 +1,8 @@
 """The chart, rendered by Helm's own engine, and what a cluster would say of it."""
 
 import contextlib
+import copy
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Any, Final
 import kubernetes_validate
 import yaml
 from helm_python import Chart, _native
+from kubernetes_validate import utils
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "helm"
@@ -19,6 +22,9 @@ NAMESPACE: Final = "serving"
 MODEL: Final = {"engine": {"model": "org/model"}}
 # What kubernetes-validate has no schema of, since no cluster has it by itself.
 CUSTOM: Final = {"PodMonitor", "PrometheusRule", "LeaderWorkerSet"}
+
+# It reads a megabyte of definitions for each object it is shown.
+utils.schema_contents = functools.cache(utils.schema_contents)
 
 Values = dict[str, Any]
 Thing = dict[str, Any]
@@ -67,7 +73,13 @@ def render(
     """Every object of a release."""
     texts = files(chart, values, kubernetes, apis)
     manifests = [text for name, text in texts.items() if not name.endswith(".txt")]
-    return [thing for text in manifests for thing in yaml.safe_load_all(text) if thing]
+    return [copy.deepcopy(thing) for text in manifests for thing in _parsed(text)]
+
+
+@functools.cache
+def _parsed(text: str) -> list[Thing]:
+    # Most of what is rendered, the rules and the dashboards, is the same whatever the values.
+    return [thing for thing in yaml.load_all(text, yaml.CSafeLoader) if thing]
 
 
 def of_kind(things: list[Thing], kind: str) -> list[Thing]:

@@ -12,6 +12,7 @@ _SECRETS: Final[dict[str, Any]] = {
     "canary": {"keySecret": {"name": "canary"}, "apiKeySecret": {"name": "clients"}},
 }
 _FLEET: Final = {"enabled": True, "prometheus": "http://prometheus:9090"}
+_TOKEN: Final = {"tokenSecret": {"name": "token"}}
 _URL: Final = {"from": "url", "url": "https://files/chat.baseline", "sha256": "0" * 64}
 _VOLUME: Final = {"from": "volume", "volume": {"persistentVolumeClaim": {"claimName": "baselines"}}}
 
@@ -35,10 +36,12 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
             "publicKeySecret": {"name": "reviewer"},
         },
     },
-    "fleet": {**MODEL, "engine": {"model": "m", "replicas": 3}, "fleet": _FLEET},
+    "fleet": {**MODEL, "engine": {"model": "m", "replicas": 3}, "fleet": _FLEET, "api": _TOKEN},
+    "token": {**MODEL, "api": _TOKEN},
     "library": {"engine": {"enabled": False}},
     "library with a fleet": {
         "engine": {"enabled": False},
+        "api": _TOKEN,
         "fleet": {**_FLEET, "query": "llm_internals_build_info"},
     },
     "no operator": {
@@ -87,6 +90,7 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
         "imagePullSecrets": [{"name": "registry"}],
         "serviceAccount": {"name": "mine"},
         "baseline": _URL,
+        "api": _TOKEN,
         "fleet": {**_FLEET, "settings": {"fleet_poll_seconds": 60}},
         "sidecar": {
             "extraEnv": [{"name": "TZ", "value": "UTC"}],

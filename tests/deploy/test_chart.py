@@ -339,8 +339,11 @@ def test_what_fits_not_together_is_refused_with_the_remedy(chart: Chart) -> None
     wrong: list[tuple[str, dict[str, Any]]] = [
         (r"name the model that vLLM serves", {}),
         (r"give the address of the Prometheus", {"fleet": {"enabled": True}}),
-        (r"networkPolicy\.enabled=true", {"fleet": fleet, "networkPolicy": {"enabled": False}}),
-        (r"give a query", {"fleet": fleet, "engine": {"enabled": False}}),
+        (r"set api\.tokenSecret\.name", {"fleet": fleet}),
+        (
+            r"give a query",
+            {"fleet": fleet, "engine": {"enabled": False}, "api": {"tokenSecret": {"name": "t"}}},
+        ),
         (r"baseline\.sha256", {"baseline": {"from": "url", "url": "https://files/b"}}),
         (r"needs baseline\.volume", {"baseline": {"from": "volume"}}),
         (r"divide", {"engine": {"model": "m", "nodes": 2, "tensorParallel": 3}}),

@@ -152,6 +152,16 @@ def test_every_dashboard_is_a_config_map(chart: Chart) -> None:
         assert len(json.dumps(thing)) < 1 << 20, "an object of Kubernetes has one MiB at most"
 
 
+def test_dashboards_lead_to_the_operators_runbooks(chart: Chart) -> None:
+    """The one place for their address holds for alerts and dashboards alike."""
+    url = "https://wiki/runbooks/"
+    things = render(chart, {**MODEL, "prometheusRule": {"runbookBaseUrl": url}})
+    texts = [text for each in of_kind(things, "ConfigMap") for text in each["data"].values()]
+
+    assert any(url in text for text in texts)
+    assert not any("/blob/main/docs/runbooks/" in text for text in texts)
+
+
 def test_dashboards_can_be_left_out_or_elsewhere(chart: Chart) -> None:
     """In the namespace that Grafana's loader watches, or not at all."""
     without = render(chart, {**MODEL, "dashboards": {"enabled": False}})
