@@ -30,10 +30,11 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus, alertmanager and their tools into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools from Debian's packages; install chromium
 
-$(TOOLS): scripts/prometheus.sh
+$(TOOLS): scripts/prometheus.sh scripts/chromium.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
+	@scripts/progress.sh "tools: looking for chromium" .cache/logs/chromium.log scripts/chromium.sh .tools
 	@touch $@
 
 .PHONY: run

@@ -32,14 +32,21 @@ DATASOURCE: Final = common_model.DataSourceRef(type_val="prometheus", uid="${dat
 GREEN, BLUE, YELLOW, ORANGE, RED, GREY = "green", "blue", "yellow", "orange", "red", "text"
 
 # A state, its code in a query, what it is called, and its colour; the worst has the highest code.
-ARMED, COLLECTING, TICKET, PAGE, BLIND = 1, 2, 3, 4, 5
-STATES: Final = {"armed": ARMED, "collecting": COLLECTING, "ticket": TICKET, "page": PAGE}
+AS_USUAL, COLLECTING, TICKET, BLIND, PAGE = 1, 2, 3, 4, 5
+STATES: Final = {"armed": AS_USUAL, "collecting": COLLECTING, "ticket": TICKET, "page": PAGE}
+SUMMARY: Final = {
+    "ok": AS_USUAL,
+    "collecting": COLLECTING,
+    "ticket": TICKET,
+    "blind": BLIND,
+    "page": PAGE,
+}
 STATE_WORDS: Final = {
-    ARMED: ("as usual", GREEN),
+    AS_USUAL: ("as usual", GREEN),
     COLLECTING: ("learning", BLUE),
     TICKET: ("ticket", ORANGE),
-    PAGE: ("page", RED),
     BLIND: ("blind", "purple"),
+    PAGE: ("page", RED),
 }
 UNITS: Final = {
     "seconds": "s",

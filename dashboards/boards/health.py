@@ -256,9 +256,76 @@ _EXPORTER = Row(
         ),
     ),
 )
+_TRACES = Row(
+    "Traces, and the doors of the sidecar",
+    (
+        lines(
+            about("Requests with a span, and without", "traced_requests"),
+            "suffix: /s",
+            [Ask(rate(series("traced_requests"), "decision"), "{{decision}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans", "spans_finished", "spans_sent"),
+            "suffix: /s",
+            [
+                Ask(rate(series("spans_finished")), "finished"),
+                Ask(rate(series("spans_sent")), "sent"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans that wait", "span_queue_size", "span_queue_capacity"),
+            "short",
+            [
+                Ask(largest(series("span_queue_size"), "pod"), "waiting, {{pod}}"),
+                Ask(smallest(series("span_queue_capacity")), "capacity"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about(
+                "Spans and parts of them lost",
+                "spans_dropped",
+                "trace_parts_lost",
+                runbooks=("LLMInternalsSpansDropped",),
+            ),
+            "short",
+            [
+                Ask(increase(series("spans_dropped"), "cause"), "spans, {{cause}}"),
+                Ask(increase(series("trace_parts_lost"), "cause"), "parts, {{cause}}"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Batches, and exceptions", "span_batches", "trace_errors"),
+            "short",
+            [
+                Ask(increase(series("span_batches"), "outcome"), "{{outcome}}"),
+                Ask(increase(series("trace_errors")), "exceptions"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Refused at the door, and audited", "http_refused", "audit_entries"),
+            "short",
+            [
+                Ask(increase(series("http_refused"), "cause"), "refused, {{cause}}"),
+                Ask(summed(series("audit_entries"), "pod"), "entries of the log, {{pod}}"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
 BOARD = Board(
     "health",
     "LLM internals / Sidecar health",
     "Whether what the other dashboards show can be trusted: taps, coverage, frames, exporter.",
-    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER),
+    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER, _TRACES),
 )

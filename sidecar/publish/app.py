@@ -27,6 +27,7 @@ from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
+from sidecar.publish.live import metrics as summary_metrics
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
@@ -61,7 +62,8 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    collectors = {**COLLECTORS, "drift": drift, "guard": guard.collect}
+    summary = summary_metrics.collector(watch.get)
+    collectors = {**COLLECTORS, "summary": summary, "drift": drift, "guard": guard.collect}
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)

@@ -751,6 +751,27 @@ _HEALTH_METRICS = (
     ),
 )
 
+_SUMMARY_METRICS = (
+    _metric(
+        "summary_state",
+        Kind.GAUGE,
+        ("state",),
+        "1 for what /v1/status says in one sentence, 0 for the others: ok (as usual), collecting "
+        "(nothing judges yet), ticket, blind (telemetry cannot be trusted) or page.",
+        normal='state="ok" is 1.',
+        change="page: look now; blind: /readyz says why; the sentence is in /v1/status.",
+    ),
+    _metric(
+        "summary_since_timestamp_seconds",
+        Kind.GAUGE,
+        (),
+        "Unix time from which that has been so, as far as it is known; absent where it is not.",
+        unit="seconds",
+        normal="Since the channels were armed.",
+        change="When not ok: compare with deployments and with the traffic at that time.",
+    ),
+)
+
 _CHANNEL = ("channel",)
 _DRIFT_METRICS = (
     _metric(
@@ -982,6 +1003,7 @@ METRICS: Final = (
     *_COVERAGE_METRICS,
     *_SERVING_METRICS,
     *_HEALTH_METRICS,
+    *_SUMMARY_METRICS,
     *_DRIFT_METRICS,
     *_TRACE_METRICS,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dashboards.boards.overview import VERDICT
-from dashboards.panels import BLIND, STATES
+from dashboards.panels import PAGE, SUMMARY
 from sidecar.publish.fleet.metrics import exposition
 from tests.dashboards.asked import (
     ALL,
@@ -34,36 +34,27 @@ POD = "pod-a"
 CHOSEN = {**ALL, "pod": POD}
 NUM_LAYERS = 6
 
-# Pods that are in one state each, and what the overview has to say of each.
-PODS = {
-    "all-armed": ("armed", "armed", 1),
-    "one-learns": ("armed", "collecting", 1),
-    "has-ticket": ("ticket", "collecting", 1),
-    "has-page": ("page", "ticket", 1),
-    "is-dead": ("page", "armed", 0),
+# Namespaces of pods, by what the sidecar of each says of itself.
+FLEETS = {
+    "alike": ("ok", "ok"),
+    "learns": ("ok", "collecting"),
+    "tickets": ("ticket", "collecting"),
+    "blinded": ("ticket", "blind"),
+    "pages": ("blind", "page"),
 }
-ANSWERS = {
-    "all-armed": STATES["armed"],
-    "one-learns": STATES["collecting"],
-    "has-ticket": STATES["ticket"],
-    "has-page": STATES["page"],
-    "is-dead": BLIND,
-}
+ANSWERS = {"alike": "ok", "learns": "collecting", "tickets": "ticket", "blinded": "blind"}
+ANSWERS |= {"pages": "page"}
 
 
 def text_of_pods() -> bytes:
-    """The families that the verdict is made of, of each pod in PODS."""
-    lines = []
-    for pod, (traffic, canary, live) in PODS.items():
-        for channel, now in (("traffic", traffic), ("canary", canary)):
-            lines += [
-                f'llm_internals_drift_state{{namespace="pods",pod="{pod}",channel="{channel}",'
-                f'state="{state}"}} {int(state == now)}'
-                for state in STATES
-            ]
-        lines.append(
-            f'llm_internals_tap_live{{namespace="pods",pod="{pod}",source="engine"}} {live}'
-        )
+    """The family that the verdict is made of, of each pod in FLEETS."""
+    lines = [
+        f'llm_internals_summary_state{{namespace="{namespace}",pod="p{pod}",state="{state}"}} '
+        f"{int(state == now)}"
+        for namespace, told in FLEETS.items()
+        for pod, now in enumerate(told)
+        for state in SUMMARY
+    ]
     return "\n".join([*lines, ""]).encode()
 
 
@@ -152,19 +143,19 @@ def test_a_choice_narrows_what_is_shown(
             assert asked(prometheus, query, {**CHOSEN, "pod": "another"}) == [], query.id
 
 
-@pytest.mark.parametrize("pod", PODS)
-def test_the_verdict_is_the_worst_that_is_true(pod: str, prometheus: Prometheus) -> None:
-    """A dead tap makes blind, whatever the channels say; then page, ticket, learning, as usual."""
-    chosen = {**ALL, "namespace": "pods", "pod": pod}
+@pytest.mark.parametrize("namespace", FLEETS)
+def test_the_verdict_is_the_worst_that_is_true(namespace: str, prometheus: Prometheus) -> None:
+    """Of several pods it is that of the pod that is worst off."""
+    chosen = {**ALL, "namespace": namespace, "pod": "p0|p1"}
 
-    assert value(prometheus, VERDICT, chosen) == ANSWERS[pod]
+    assert value(prometheus, VERDICT, chosen) == SUMMARY[ANSWERS[namespace]]
 
 
 def test_a_fleet_that_pages_is_a_page_of_the_overview(prometheus: Prometheus) -> None:
     """Its job is no pod that serves, and its verdict counts in its namespace all the same."""
     chosen = {**ALL, "namespace": "llm", "pod": "none"}
 
-    assert value(prometheus, VERDICT, chosen) == STATES["page"]
+    assert value(prometheus, VERDICT, chosen) == PAGE
 
 
 def test_means_are_those_of_the_exporter(prometheus: Prometheus, exporter: str) -> None:

@@ -99,8 +99,9 @@ class Pulse:
             self._seen = self._seen._replace(request=happenings.key(each))
 
     def _tell_column(self) -> None:
-        last = self._intake.read(lambda r: r.timelines.closed(r.timelines.sources()).stop - 1)
-        if last > self._seen.column:
+        closed = self._intake.read(lambda r: r.timelines.closed(r.timelines.sources()))
+        last = closed[-1] if closed else self._seen.column
+        if last != self._seen.column:  # less, too: a clock may be set back
             self.feed.publish("column", happenings.ColumnEvent(t_ns=last * COLUMN_NS))
         self._seen = self._seen._replace(column=last)
 

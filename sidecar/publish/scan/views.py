@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError
-from sidecar.publish.api.posting import PROBLEMS, Posted, read
+from sidecar.publish.api.posting import PROBLEMS, Posted, body_of, read
 from sidecar.publish.api.problems import Problem, Unanswerable
 from sidecar.publish.scan import answers
 from sidecar.publish.state import Shared
@@ -32,7 +32,13 @@ def scans(state: Shared) -> Response:
     return _json(answers.scans_answer(state.intake.scans(), wish, problem))
 
 
-@api.post("/scans", response_model=answers.WishAnswer, status_code=202, responses=PROBLEMS)
+@api.post(
+    "/scans",
+    response_model=answers.WishAnswer,
+    status_code=202,
+    responses=PROBLEMS,
+    openapi_extra=body_of(answers.ScanWish),
+)
 def ask(state: Shared, posted: Posted) -> Response:
     """Have the next requests scanned; the tap hears of it at its next flush."""
     num_requests = read(answers.ScanWish, posted).num_requests

@@ -278,6 +278,8 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
         "layers": 1,
         "tables": 1,
         "coverage": 1,
+        "summary": 1,
+        "guard": 1,
         "serving": 0,
         "taps": 1,
         "frames": 1,

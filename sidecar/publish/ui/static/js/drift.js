@@ -55,7 +55,7 @@ export class DriftSection {
   #showFigure() {
     const figure = byId("drift-figure");
     const width = Math.max(320, figure.clientWidth);
-    const { channels } = this.drift;
+    const channels = this.drift.channels.filter((channel) => channel.is_configured);
     const height = channels.length * ROW + AXIS;
     const toNs = this.link.nowNs();
     const fromNs = toNs - Number(this.settings.get("hours")) * 3600 * SECOND;
@@ -63,16 +63,11 @@ export class DriftSection {
     const rows = channels.map((channel, at) => this.#row(channel, at * ROW, place, fromNs, toNs));
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": this.#described() },
       rows, this.#deployments(place, fromNs, height - AXIS), ticks(place, fromNs, toNs, height, width));
-    fill(figure, picture);
+    fill(figure, picture, legend(), notSetUp(this.drift.channels));
   }
 
   #row(channel, y, place, fromNs, toNs) {
-    const label = svg("text", { x: 0, y: y + ROW / 2 + 4, class: channel.is_configured ? "name" : "name off" }, channel.channel);
-    if (!channel.is_configured) {
-      const line = svg("line", { x1: place(fromNs), x2: place(toNs), y1: y + ROW / 2, y2: y + ROW / 2, class: "unset" });
-      const why = svg("text", { x: place(fromNs) + 8, y: y + ROW / 2 + 4, class: "why" }, "not set up");
-      return svg("g", {}, svg("title", {}, channel.reason), label, line, why);
-    }
+    const label = svg("text", { x: 0, y: y + ROW / 2 + 4 }, channel.channel);
     const parts = this.#stretches(channel, fromNs, toNs).map(({ state, from, to, reason }) =>
       svg("rect", { x: place(from), y: y + (ROW - BAR) / 2, width: Math.max(2, place(to) - place(from) - 1), height: BAR, rx: 2, class: "state", "data-state": state },
         svg("title", {}, `${channel.channel}: ${state}, ${time(from)} to ${to >= toNs ? "now" : time(to)}${reason ? `. ${reason}` : ""}`)),
@@ -130,6 +125,20 @@ export class DriftSection {
       ["now", channel, NONE, isSet ? badge(state) : "not set up", reason]);
     fill(byId("drift-table"), table("States now, and every change that is kept", columns, [...present, ...changes]));
   }
+}
+
+function legend() {
+  const states = [["collecting", "learning"], ["armed", "armed, nothing found"], ["ticket", "ticket"], ["page", "page"]];
+  return h("p", { class: "states" }, states.map(([state, text]) => h("span", {}, h("i", { data: { state } }), text)));
+}
+
+function notSetUp(channels) {
+  const missing = channels.filter((channel) => !channel.is_configured);
+  if (!missing.length) return null;
+  const list = missing.map(({ channel, reason }) => h("li", {}, h("b", {}, channel), `: ${reason}`));
+  const isOpen = document.querySelector("#drift-figure details")?.open ?? false;
+  const names = missing.map(({ channel }) => channel).join(", ");
+  return h("details", { open: isOpen }, h("summary", {}, `Not set up: ${names}`), h("ul", { class: "quiet" }, list));
 }
 
 const RANKS = ["collecting", "armed", "ticket", "page"];

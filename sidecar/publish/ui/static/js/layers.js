@@ -27,7 +27,8 @@ export class LayersSection {
     this.sources = [];
     this.isTable = false;
     this.problem = null;
-    this.heldNs = null; // the end of the picture while paused
+    this.isHeld = false;
+    this.heldNs = null; // the end of the picture while it is held
     this.heatmap = new Heatmap(byId("heat"), byId("heat-cross"), (cell) => this.#read(cell));
     this.#makeTools();
   }
@@ -39,10 +40,17 @@ export class LayersSection {
     return { ...asked, after: this.columns.lastNs === null ? null : String(this.columns.lastNs) };
   }
 
-  /** An answer to it. */
+  /** Whether the picture is held and there is one: then nothing need be asked. */
+  get isStill() {
+    return this.isHeld && this.heldNs !== null;
+  }
+
+  /** An answer to the question. */
   take(answer) {
+    if (this.isStill) return;
     this.problem = null;
     this.columns.take(answer);
+    if (this.isHeld && this.columns.lastNs !== null) this.heldNs = this.#endNs();
     this.show();
   }
 
@@ -68,7 +76,8 @@ export class LayersSection {
 
   /** Stand still, or go on. */
   hold(isHeld) {
-    this.heldNs = isHeld ? this.#endNs() : null;
+    this.isHeld = isHeld;
+    this.heldNs = isHeld && this.columns.lastNs !== null ? this.#endNs() : null;
     this.show();
   }
 
@@ -197,7 +206,7 @@ export class LayersSection {
     };
     const toTable = tableSwitch(byId("layers-figure"), byId("layers-table"), (isTable) => {
       this.isTable = isTable;
-      byId("heat-readout").hidden = isTable;
+      byId("heat-readout").parentElement.hidden = isTable;
       this.show();
     });
     const order = ["signal", "phase", "position", "scale", "source", "minutes"];
