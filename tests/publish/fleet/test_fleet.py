@@ -18,8 +18,8 @@ from tests.fakes import FakeClock
 from tests.fold.drift import fleets
 from tests.fold.drift.fleets import LENGTH, NUM_STREAMS, START, shift
 from tests.publish.hosts import (
-    Answer,
     PROMETHEUS,
+    Answer,
     FakeExporter,
     FakePrometheus,
     Hosts,
