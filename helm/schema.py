@@ -222,7 +222,7 @@ def monitoring() -> dict[str, Any]:
             ruleLabels=WORDS,
             disabled=TEXTS,
             severities=keys(page=TEXT, ticket=TEXT),
-            runbookBaseUrl={"type": "string", "pattern": "^https?://.*/$"},
+            runbookBaseUrl={"type": "string", "pattern": "^(https?://.*/)?$"},
         ),
         "dashboards": keys(enabled=FLAG, namespace=NAME, labels=WORDS, annotations=WORDS),
     }

@@ -57,9 +57,11 @@ yes
 {{- end -}}
 {{- end }}
 
-{{/* Where runbooks are as rules and dashboards have it. */}}
+{{/* Where runbooks are as rules and dashboards have it: `make runbooks` may have changed it. */}}
 {{- define "llm-internals.runbooks" -}}
-https://github.com/llm-internals/sidecar/blob/main/docs/runbooks/
+{{- $rules := .Files.Get "dashboards/rules.yml" | required "dashboards/rules.yml is not in the chart; package it from the repository, where helm/dashboards is a link" | fromYaml }}
+{{- $first := first (first $rules.groups).rules }}
+{{- trimSuffix (printf "%s.md" $first.alert) $first.annotations.runbook_url }}
 {{- end }}
 
 {{/* A number or word as the sidecar reads it: Helm holds 1000000 as a float and would write 1e+06. */}}
