@@ -90,9 +90,10 @@ kernels: setup ## what the tap's kernels cost on a GPU, beside the least they ca
 	@$(KERNELS_PYTHON) -m bench.kernels
 
 .PHONY: chart
-chart: setup ## write the chart's schema of values anew, lint the chart, pack it into build/
+chart: setup ## write the values' schema and the patches anew, lint the chart, pack it into build/
 	@mkdir -p build
 	@PYTHONPATH=. $(BIN)/python -m helm.schema
+	@PYTHONPATH=. $(BIN)/python -m helm.patches
 	@PYTHONPATH=. $(BIN)/python -m helm.pack build
 
 .PHONY: clean
