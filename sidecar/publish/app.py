@@ -27,7 +27,7 @@ from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
-from sidecar.publish.live import metrics as summary_metrics
+from sidecar.publish.live import metrics as live_metrics
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
@@ -62,11 +62,18 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    summary = summary_metrics.collector(watch.get)
-    collectors = {**COLLECTORS, "summary": summary, "drift": drift, "guard": guard.collect}
+    pulse = Pulse(intake, watch)
+    collectors = {
+        **COLLECTORS,
+        "summary": live_metrics.collector(watch.get),
+        "drift": drift,
+        "events": live_metrics.events_collector(pulse.get),
+        "guard": guard.collect,
+    }
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
+<<<<<<< HEAD
     pulse = Pulse(intake, watch)
     state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
     return state._replace(fetcher=create_fetcher(config, state))
@@ -93,6 +100,9 @@ def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
         return None
     source, target = config.baseline_source_file, config.baseline_file
     return Fetcher(source, target, state.baselines.check, state.reload)
+=======
+    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
+>>>>>>> main
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:

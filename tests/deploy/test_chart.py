@@ -161,6 +161,9 @@ def test_what_is_ours_never_ends_by_itself(chart: Chart, values: dict[str, Any])
                 parsed = cli._parser().parse_args(container["args"])
                 assert parsed.command == "keep"
                 assert parsed.once is (name == "llm-internals-tap")
+            if name == "llm-internals-tap":
+                told = cli._parser().parse_args(parsed.words)
+                assert (told.command, str(told.folder)) == ("lay-tap", "/opt/llm-internals")
             if name == "llm-internals":
                 assert cli._parser().parse_args(parsed.words).command == "serve"
                 assert parsed.health == "http://127.0.0.1:9478/healthz"

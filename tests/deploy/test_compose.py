@@ -182,6 +182,8 @@ def test_our_commands_exist() -> None:
     beside = cli._parser().parse_args(found["sidecar"]["command"])
 
     assert (tap.command, tap.once) == ("keep", True)
+    laying = cli._parser().parse_args(tap.words)
+    assert (laying.command, str(laying.folder)) == ("lay-tap", "/opt/llm-internals")
     assert beside.command == "keep"
     assert cli._parser().parse_args(beside.words).command == "serve"
 
