@@ -73,8 +73,6 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-<<<<<<< HEAD
-    pulse = Pulse(intake, watch)
     state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
     return state._replace(fetcher=create_fetcher(config, state))
 
@@ -100,9 +98,6 @@ def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
         return None
     source, target = config.baseline_source_file, config.baseline_file
     return Fetcher(source, target, state.baselines.check, state.reload)
-=======
-    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
->>>>>>> main
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:

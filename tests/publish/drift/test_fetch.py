@@ -18,6 +18,7 @@ from sidecar.publish.app import create_api_app, create_state
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.fetch import Fetcher, download
 from sidecar.publish.drift.panel import Terms
+from sidecar.publish.guard.guard import create_guard
 from sidecar.store.baseline_file import write_baseline
 from tests.publish.drifting import MINUTE, baseline
 
@@ -194,7 +195,7 @@ def test_a_sidecar_arms_itself_by_what_it_fetched(shelf: Shelf, tmp_path: Path) 
     shelf.files["/chat"] = data = bytes_of(tmp_path)
     source = ask(tmp_path, f"{shelf.url}/chat", data)
     config = configured(tmp_path, source)
-    state = create_state(config)
+    state = create_state(config, create_guard(config))
     state.start()
     try:
         api = TestClient(create_api_app(state))
@@ -212,7 +213,7 @@ def test_what_an_earlier_life_left_and_is_refused_now_is_put_aside(tmp_path: Pat
     assert config.baseline_file is not None
     config.baseline_file.write_bytes(b"torn")
 
-    state = create_state(config)
+    state = create_state(config, create_guard(config))
     state.intake.stop()
 
     assert state.baselines.read().baseline is None
@@ -225,8 +226,10 @@ def test_what_is_fetched_needs_a_place(tmp_path: Path) -> None:
         "SIDECAR_SOCKET": str(tmp_path / "s.sock"),
         "SIDECAR_BASELINE_SOURCE_FILE": str(tmp_path / "source.json"),
     }
+    config = ExporterConfig.read(environ)
+    guard = create_guard(config)
     with pytest.raises(ConfigError, match="set SIDECAR_BASELINE_FILE"):
-        create_state(ExporterConfig.read(environ))
+        create_state(config, guard)
 
 
 def configured(folder: Path, source: Path) -> ExporterConfig:
