@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.publish.server import _listen
+from sidecar.publish.server import listen
 from sidecar.store.baseline_file import write_baseline
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body, Source
@@ -228,7 +228,7 @@ def test_health_answers_while_metrics_are_rendered(served: Served, path: Path) -
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers() -> None:
     """A connection sends small pieces at once (TCP_NODELAY): else each answer may take 40 ms."""
     with (
-        _listen("METRICS", "127.0.0.1", 0) as listener,
+        listen("METRICS", "127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as connection,
     ):
