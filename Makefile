@@ -16,7 +16,7 @@ KERNELS_PYTHON ?= $(BIN)/python
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
 READY := .venv/.stamp
 TOOLS := .tools/.stamp
-SOURCES := $(wildcard bench dashboards examples sidecar tests)
+SOURCES := $(wildcard bench dashboards examples helm sidecar tests)
 
 .PHONY: help
 help: ## list these commands
@@ -30,10 +30,11 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus, alertmanager and their tools into .tools, from Debian's packages
+tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools from Debian's packages; install chromium
 
-$(TOOLS): scripts/prometheus.sh
+$(TOOLS): scripts/prometheus.sh scripts/chromium.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
+	@scripts/progress.sh "tools: looking for chromium" .cache/logs/chromium.log scripts/chromium.sh .tools
 	@touch $@
 
 .PHONY: run
@@ -75,6 +76,11 @@ model: setup ## train the bundled model again
 dashboards: setup ## write the Grafana dashboards, dashboards/json, anew from the code
 	@$(BIN)/python -m dashboards.generate
 
+.PHONY: runbooks
+runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: URL=https://...
+	@scripts/runbooks.sh "$(URL)"
+	@$(BIN)/python -m dashboards.generate
+
 .PHONY: bench
 bench: setup ## what the tap costs: tokens per second with the tap on over tap off
 	@$(BIN)/python -m bench.overhead --quick
@@ -82,6 +88,13 @@ bench: setup ## what the tap costs: tokens per second with the tap on over tap o
 .PHONY: kernels
 kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...
 	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: chart
+chart: setup ## write the values' schema and the patches anew, lint the chart, pack it into build/
+	@mkdir -p build
+	@PYTHONPATH=. $(BIN)/python -m helm.schema
+	@PYTHONPATH=. $(BIN)/python -m helm.patches
+	@PYTHONPATH=. $(BIN)/python -m helm.pack build
 
 .PHONY: clean
 clean: ## remove caches, compiled graphs, logs and tools; keeps .venv

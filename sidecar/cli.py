@@ -19,9 +19,13 @@ from sidecar.commands import (
     demo,
     doctor,
     fleet,
+    keep,
+    lay_tap,
     metrics,
     replay,
+    scan,
     serve,
+    top,
     version,
 )
 from sidecar.commands.command import Command
@@ -31,10 +35,14 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "top": top,
         "baseline": baseline,
         "replay": replay,
         "fleet": fleet,
+        "keep": keep,
+        "lay-tap": lay_tap,
         "control": control,
+        "scan": scan,
         "canary": canary,
         "audit": audit,
         "open": browser,

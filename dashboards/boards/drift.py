@@ -227,7 +227,7 @@ _REPLICAS = Row(
                 "The fleet job itself",
                 "replica_discovery_success",
                 "replica_errors",
-                runbooks=("LLMInternalsReplicaDiscoveryFailing",),
+                runbooks=("LLMInternalsReplicaDiscoveryFailing", "LLMInternalsFleetJobGone"),
             ),
             "none",
             Ask(

@@ -3,6 +3,7 @@
 from dashboards.panels import GREEN, GREY, RED, Ask, about, lines, number, states, unit_of
 from dashboards.panels import rows as table
 from dashboards.queries import (
+    by_adapter,
     increase,
     largest,
     mean,
@@ -98,7 +99,7 @@ _COVERAGE = Row(
         lines(
             about("Requests measured to their end", "observed_requests"),
             "suffix: /s",
-            [Ask(rate(series("observed_requests"), "adapter"), 'adapter "{{adapter}}"')],
+            [Ask(by_adapter(rate(series("observed_requests"), "adapter")), "{{adapter}}")],
             span=8,
             min=0,
         ),
@@ -256,9 +257,107 @@ _EXPORTER = Row(
         ),
     ),
 )
+_TRACES = Row(
+    "Traces, and the doors of the sidecar",
+    (
+        lines(
+            about("Requests with a span, and without", "traced_requests"),
+            "suffix: /s",
+            [Ask(rate(series("traced_requests"), "decision"), "{{decision}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans", "spans_finished", "spans_sent"),
+            "suffix: /s",
+            [
+                Ask(rate(series("spans_finished")), "finished"),
+                Ask(rate(series("spans_sent")), "sent"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Spans that wait", "span_queue_size", "span_queue_capacity"),
+            "short",
+            [
+                Ask(largest(series("span_queue_size"), "pod"), "waiting, {{pod}}"),
+                Ask(smallest(series("span_queue_capacity")), "capacity"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about(
+                "Spans and parts of them lost",
+                "spans_dropped",
+                "trace_parts_lost",
+                runbooks=("LLMInternalsSpansDropped",),
+            ),
+            "short",
+            [
+                Ask(increase(series("spans_dropped"), "cause"), "spans, {{cause}}"),
+                Ask(increase(series("trace_parts_lost"), "cause"), "parts, {{cause}}"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Batches, and exceptions", "span_batches", "trace_errors"),
+            "short",
+            [
+                Ask(increase(series("span_batches"), "outcome"), "{{outcome}}"),
+                Ask(increase(series("trace_errors")), "exceptions"),
+            ],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Refused at the door, and audited", "http_refused", "audit_entries"),
+            "short",
+            [
+                Ask(increase(series("http_refused"), "cause"), "refused, {{cause}}"),
+                Ask(summed(series("audit_entries"), "pod"), "entries of the log, {{pod}}"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
+_LIVE = Row(
+    "The live page's events",
+    (
+        lines(
+            about("Clients", "event_clients"),
+            "none",
+            [Ask(summed(series("event_clients"), "pod"), "{{pod}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Clients in trouble", "event_clients_failed"),
+            "short",
+            [Ask(increase(series("event_clients_failed"), "cause"), "{{cause}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about(
+                "Exceptions, and readings without room", "event_errors", "lost_timeline_readings"
+            ),
+            "short",
+            [
+                Ask(increase(series("event_errors")), "exceptions"),
+                Ask(increase(series("lost_timeline_readings")), "readings"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
 BOARD = Board(
     "health",
     "LLM internals / Sidecar health",
     "Whether what the other dashboards show can be trusted: taps, coverage, frames, exporter.",
-    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER),
+    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER, _TRACES, _LIVE),
 )

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from dashboards.panels import Ask, about, layers, lines, number, unit_of
+from dashboards.panels import Ask, about, distribution, layers, lines, number, unit_of
 from dashboards.queries import (
     OF_THE_PHASE,
     REST,
+    by_adapter,
     increase,
     largest,
     mean,
+    quantile,
     rate,
     series,
     share,
@@ -18,6 +20,7 @@ from dashboards.sdk import Builder
 from dashboards.shell import Board, Row
 
 _ALL_LAYERS = {**REST, "layer": ""}
+_LOGSUMEXP = f"avg by (adapter) ({series('token_logsumexp_window_mean')})"
 _SELECTED = "Left out by default; SIDECAR_METRICS_FILE asks for it."
 
 
@@ -102,7 +105,7 @@ _CONFIDENCE = Row(
             lines(
                 about(title, family),
                 unit,
-                [Ask(mean(family, "adapter"), 'adapter "{{adapter}}"')],
+                [Ask(by_adapter(mean(family, "adapter")), "{{adapter}}")],
                 span=6,
             )
             for family, title, unit in (
@@ -114,13 +117,37 @@ _CONFIDENCE = Row(
         ),
     ),
 )
+_REQUESTS = Row(
+    "Confidence, request by request",
+    (
+        distribution(
+            about("Requests by how sure the model was", "request_confidence_ratio"),
+            "percentunit",
+            rate(series("request_confidence_ratio", "_bucket"), "le"),
+        ),
+        lines(
+            about("The least sure requests", "request_confidence_ratio"),
+            "percentunit",
+            [
+                Ask(
+                    quantile(q, series("request_confidence_ratio", "_bucket")),
+                    f"p{100 * q:g}",
+                    has_exemplars=True,
+                )
+                for q in (0.05, 0.25, 0.5)
+            ],
+            min=0,
+            max=1,
+        ),
+    ),
+)
 _LOGITS = Row(
     "Logits and your own probes",
     (
         lines(
             about("Log-sum-exp of the logits", "token_logsumexp_window_mean"),
             "none",
-            [Ask(f"avg by (adapter) ({series('token_logsumexp_window_mean')})", '"{{adapter}}"')],
+            [Ask(by_adapter(_LOGSUMEXP), "{{adapter}}")],
             span=6,
         ),
         lines(
@@ -191,6 +218,6 @@ BOARD = Board(
     "LLM internals / Inside the model",
     "Every signal of the model's inside over time, by layer. Means are over token rows of one "
     "phase, without the first four positions, which are attention sinks.",
-    (_RESIDUAL, _EXTREMES, _ATTENTION, _CONFIDENCE, _LOGITS, _ROUTERS),
+    (_RESIDUAL, _EXTREMES, _ATTENTION, _CONFIDENCE, _REQUESTS, _LOGITS, _ROUTERS),
     variables=("phase", "layer"),
 )

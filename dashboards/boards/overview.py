@@ -1,11 +1,13 @@
 """Overview: whether the model behaves as usual, and if not, since when and in which layers."""
 
 from dashboards.panels import (
-    BLIND,
     GREEN,
+    PAGE,
     RED,
     STATE_WORDS,
     STATES,
+    SUMMARY,
+    TICKET,
     Ask,
     Text,
     about,
@@ -19,6 +21,7 @@ from dashboards.panels import (
 from dashboards.queries import (
     ALERTS,
     coded,
+    equals,
     increase,
     largest,
     mean,
@@ -32,15 +35,16 @@ from dashboards.queries import (
 from dashboards.runbooks import url_by_field
 from dashboards.shell import Board, Row
 
+_OWN = coded("summary_state", SUMMARY)
 # The fleet's verdict comes from a job of its own, which is not among the pods that serve.
-_CHANNELS = coded("drift_state", STATES)
-_REPLICAS = coded("drift_state", STATES, channel='="replica"', pod="")
-_BLIND = f"{BLIND} * (1 - {series('tap_live')})"
-VERDICT = largest(f"{_CHANNELS} or {_BLIND} or {_REPLICAS}")
+_OF_FLEET = {"channel": equals("replica"), "pod": ""}
+_REPLICAS = coded("drift_state", {"ticket": TICKET, "page": PAGE}, **_OF_FLEET)
+VERDICT = largest(f"{_OWN} or {_REPLICAS}")
 _PAGES = ("LLMInternalsTrafficDrift", "LLMInternalsCanaryPage", "LLMInternalsIntegrityPage")
-_CHANGED = series("drift_since_timestamp_seconds")
-_OF_FLEET = series("drift_since_timestamp_seconds", channel='="replica"', pod="")
-_SINCE = f"1000 * {smallest(f'{_CHANGED} or {_OF_FLEET}')}"
+_UNUSUAL = series("summary_state", state='=~"ticket|blind|page"')
+_CHANGED = f"{series('summary_since_timestamp_seconds')} and on (job, instance) {_UNUSUAL} == 1"
+_DIFFERS = series("drift_since_timestamp_seconds", **_OF_FLEET)
+_SINCE = f"1000 * {smallest(f'({_CHANGED}) or {_DIFFERS}')}"
 _STREAMS = series("drift_stream_level_ratio", layer='!=""')
 _WORST = f"topk(6, {largest(_STREAMS, 'layer')})"
 
@@ -48,13 +52,14 @@ _ANSWER = Row(
     "Is the model behaving as usual?",
     (
         number(
-            Text(
+            about(
                 "As usual?",
-                "The worst state of all drift channels, taps and replicas shown. **as usual**: "
-                "every channel is armed and sees nothing. **learning**: a channel does not know "
-                "yet what is usual. **ticket**: look in working hours. **page**: look now. "
-                "**blind**: a tap is dead, so nothing here is to be trusted.",
-                ("LLMInternalsSidecarGone", "LLMInternalsTapDead"),
+                "summary_state",
+                also="The worst of all pods shown, and of the fleet. **as usual**: what compares "
+                "with something known finds nothing. **learning**: nothing judges yet. "
+                "**ticket**: look in working hours. **blind**: telemetry is not to be trusted. "
+                "**page**: look now.",
+                runbooks=("LLMInternalsSidecarGone", "LLMInternalsTapDead"),
             ),
             "none",
             Ask(VERDICT),
@@ -65,6 +70,7 @@ _ANSWER = Row(
         number(
             about(
                 "If not: since",
+                "summary_since_timestamp_seconds",
                 "drift_since_timestamp_seconds",
                 also="When the change began, as the detectors estimate it; the earliest of all.",
                 runbooks=_PAGES,
@@ -112,6 +118,11 @@ _ANSWER = Row(
 _WHEN = Row(
     "Since when?",
     (
+        states(
+            about("As usual, by pod", "summary_state"),
+            Ask(largest(_OWN, "pod"), "{{pod}}"),
+            height=5,
+        ),
         states(
             about(
                 "What each drift channel says",

@@ -198,6 +198,7 @@ class _Session:
     def _addresses(self) -> str:
         options = self._options
         return (
+            f"  page     {options.api_url}/ui/  <- is it as usual? open this in a browser\n"
             f"  vLLM     {options.vllm_url}/v1/models\n"
             f"  metrics  {options.metrics_url}/metrics\n"
             f"  health   {options.metrics_url}/readyz\n"

@@ -132,12 +132,12 @@ class Gathering:
 
     def _abort(self, front: "_Front") -> None:
         # An engine's id is among those that its client may know it by.
-        named = self._by_client.get(front.told.id, ())
-        found = [self._waiting[key] for key in named if key[1] == front.told.id]
-        for parts in found:
-            parts.front, parts.last_ns = front, max(parts.last_ns, front.now_ns)
-        if not found:
-            self._aborted[front.told.id] = front
+        for key in self._by_client.get(front.told.id, ()):
+            parts = self._waiting[key]
+            if parts.id == front.told.id and parts.front is None:
+                parts.front, parts.last_ns = front, max(parts.last_ns, front.now_ns)
+                return
+        self._aborted[front.told.id] = front
 
     def _parts(self, key: _Key, end_ns: int, now_ns: int) -> "_Parts | None":
         """Where a part of `key` belongs; None when it comes too late."""

@@ -19,6 +19,7 @@ from sidecar.publish.canary.suite import Suite, read_suite
 from sidecar.publish.drift import metrics as drift_metrics
 from sidecar.publish.drift import views as drift_views
 from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.judges import Judges
 from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
@@ -26,6 +27,7 @@ from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
+from sidecar.publish.live import metrics as live_metrics
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
@@ -49,7 +51,7 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     key = config.key()
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
     terms = Terms(config.preset, config.window_ns)
-    baselines = Baselines(terms, config.baseline_file, config.baseline_key_file)
+    baselines = create_baselines(config, terms)
     suite = read_suite(config.canary_suite) if config.canary_url else None
     watch = create_watch(config, baselines, suite)
     runner = None
@@ -60,12 +62,42 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    collectors = {**COLLECTORS, "drift": drift, "guard": guard.collect}
+    pulse = Pulse(intake, watch)
+    collectors = {
+        **COLLECTORS,
+        "summary": live_metrics.collector(watch.get),
+        "drift": drift,
+        "events": live_metrics.events_collector(pulse.get),
+        "guard": guard.collect,
+    }
     if tracer is not None:
         collectors["traces"] = trace_metrics.collector(tracer.get)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    pulse = Pulse(intake, watch)
-    return State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
+    state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
+    return state._replace(fetcher=create_fetcher(config, state))
+
+
+def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
+    """Who reads the baseline. Raises ConfigError when it is fetched and has no place to go."""
+    is_fetched = config.baseline_source_file is not None
+    if is_fetched and config.baseline_file is None:
+        raise ConfigError(
+            f"{PREFIX}BASELINE_SOURCE_FILE: what is fetched needs a place; set "
+            f"{PREFIX}BASELINE_FILE to a path this user can write"
+        )
+    path, key_path = config.baseline_file, config.baseline_key_file
+    baselines = Baselines(terms, path, key_path, is_fetched=is_fetched)
+    if is_fetched:
+        baselines.put_aside()
+    return baselines
+
+
+def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
+    """What fetches the baseline; None where it is not fetched."""
+    if config.baseline_source_file is None or config.baseline_file is None:
+        return None
+    source, target = config.baseline_source_file, config.baseline_file
+    return Fetcher(source, target, state.baselines.check, state.reload)
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
 from sidecar.publish.live.pulse import Pulse
@@ -54,6 +55,7 @@ class State(NamedTuple):
     control_path: file that steers the tap beside this sidecar; None when there is none.
     tracer: sends spans; likewise.
     pulse: tells of events as they happen; None where nobody could listen.
+    fetcher: fetches the baseline; None where it is a file of the operator's.
     """
 
     intake: Intake
@@ -64,6 +66,7 @@ class State(NamedTuple):
     control_path: Path | None = None
     tracer: Tracer | None = None
     pulse: Pulse | None = None
+    fetcher: Fetcher | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
@@ -75,9 +78,13 @@ class State(NamedTuple):
             self.pulse.start()
         if self.runner is not None:
             self.runner.start()
+        if self.fetcher is not None:
+            self.fetcher.start()
 
     def stop(self) -> None:
         """Ask and read no more, judge what was read, and keep it."""
+        if self.fetcher is not None:
+            self.fetcher.stop()
         if self.runner is not None:
             self.runner.stop()
         if self.pulse is not None:

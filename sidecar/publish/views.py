@@ -9,7 +9,7 @@ import math
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import gzip_accepted
 from pydantic import BaseModel, StringConstraints
 from starlette.responses import Response
@@ -56,13 +56,17 @@ _PAGE_HEADERS: Final = {
 }
 
 
-@health.get("/healthz", response_class=Response)
+@health.get("/healthz", response_class=PlainTextResponse)
 async def healthz() -> Response:
     """Say that the process lives."""
-    return Response("ok\n", media_type="text/plain")
+    return PlainTextResponse("ok\n")
 
 
-@health.get("/readyz", response_model=answers.ReadyAnswer)
+@health.get(
+    "/readyz",
+    response_model=answers.ReadyAnswer,
+    responses={503: {"model": answers.ReadyAnswer, "description": "it is not to be trusted"}},
+)
 def readyz(state: Shared) -> Response:
     """Say whether the telemetry is to be trusted: 200 or 503, with every reason why not."""
     answer = answers.ready_answer(state.intake.get())

@@ -491,8 +491,19 @@ _SERVING_HISTOGRAMS = (
     ),
 )
 
+_REQUEST_CONFIDENCE = _metric(
+    "request_confidence_ratio",
+    Kind.HISTOGRAM,
+    _MODEL,
+    "Mean probability of the likeliest token over the generated tokens of each finished request.",
+    unit="ratio",
+    normal="Set by the task; the shape is steady for one traffic mix.",
+    change="More requests on the left: some are uncertain, which a mean over all hides.",
+)
+
 _SERVING_METRICS = (
     *_SERVING_HISTOGRAMS,
+    _REQUEST_CONFIDENCE,
     _metric(
         "prompt_tokens",
         Kind.COUNTER,
@@ -751,6 +762,27 @@ _HEALTH_METRICS = (
     ),
 )
 
+_SUMMARY_METRICS = (
+    _metric(
+        "summary_state",
+        Kind.GAUGE,
+        ("state",),
+        "1 for what /v1/status says in one sentence, 0 for the others: ok (as usual), collecting "
+        "(nothing judges yet), ticket, blind (telemetry cannot be trusted) or page.",
+        normal='state="ok" is 1.',
+        change="page: look now; blind: /readyz says why; the sentence is in /v1/status.",
+    ),
+    _metric(
+        "summary_since_timestamp_seconds",
+        Kind.GAUGE,
+        (),
+        "Unix time from which that has been so, as far as it is known; absent where it is not.",
+        unit="seconds",
+        normal="Since the channels were armed.",
+        change="When not ok: compare with deployments and with the traffic at that time.",
+    ),
+)
+
 _CHANNEL = ("channel",)
 _DRIFT_METRICS = (
     _metric(
@@ -893,6 +925,44 @@ _DRIFT_METRICS = (
     ),
 )
 
+_LIVE_METRICS = (
+    _metric(
+        "event_clients",
+        Kind.GAUGE,
+        (),
+        "Clients that listen to /v1/events now.",
+        normal="As many as pages are open.",
+        change="64: no further one is served.",
+    ),
+    _metric(
+        "event_clients_failed",
+        Kind.COUNTER,
+        ("cause",),
+        "Clients of /v1/events by what went wrong: behind (events passed them by, they were told "
+        "to read anew), stalled (took nothing for 30 s, hung up on) or refused (one too many).",
+        normal="0.",
+        change="A slow network or a client that sleeps; ingest is not slowed by it.",
+    ),
+    _metric(
+        "event_errors",
+        Kind.COUNTER,
+        (),
+        "Exceptions of the thread that tells of events that were swallowed.",
+        unit="errors",
+        normal="0.",
+        change="A bug of ours: the live page stands still; see the sidecar's log.",
+    ),
+    _metric(
+        "lost_timeline_readings",
+        Kind.COUNTER,
+        (),
+        "Readings of layers or of serving that found no room in the last ten minutes' columns.",
+        unit="readings",
+        normal="0.",
+        change="More sources than fit; /v1/timeline lacks some, /metrics does not.",
+    ),
+)
+
 _TRACE_METRICS = (
     _metric(
         "traced_requests",
@@ -982,7 +1052,9 @@ METRICS: Final = (
     *_COVERAGE_METRICS,
     *_SERVING_METRICS,
     *_HEALTH_METRICS,
+    *_SUMMARY_METRICS,
     *_DRIFT_METRICS,
+    *_LIVE_METRICS,
     *_TRACE_METRICS,
 )
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.boards.overview import VERDICT
-from dashboards.panels import BLIND, STATES
+from dashboards.panels import PAGE, SUMMARY
 from sidecar.publish.fleet.metrics import exposition
 from tests.dashboards.asked import (
     ALL,
@@ -23,7 +22,7 @@ from tests.dashboards.asked import (
     value,
     wait_until_answered,
 )
-from tests.dashboards.committed import NAMES, Query, all_queries, filled_in
+from tests.dashboards.committed import NAMES, Query, all_queries, expr_of, filled_in
 from tests.dashboards.pretended import MODEL, TEXT, Pretended, published
 from tests.e2e.harness import get_text, wait_for
 from tests.monitoring import Job, Prometheus
@@ -34,36 +33,27 @@ POD = "pod-a"
 CHOSEN = {**ALL, "pod": POD}
 NUM_LAYERS = 6
 
-# Pods that are in one state each, and what the overview has to say of each.
-PODS = {
-    "all-armed": ("armed", "armed", 1),
-    "one-learns": ("armed", "collecting", 1),
-    "has-ticket": ("ticket", "collecting", 1),
-    "has-page": ("page", "ticket", 1),
-    "is-dead": ("page", "armed", 0),
+# Namespaces of pods, by what the sidecar of each says of itself.
+FLEETS = {
+    "alike": ("ok", "ok"),
+    "learns": ("ok", "collecting"),
+    "tickets": ("ticket", "collecting"),
+    "blinded": ("ticket", "blind"),
+    "pages": ("blind", "page"),
 }
-ANSWERS = {
-    "all-armed": STATES["armed"],
-    "one-learns": STATES["collecting"],
-    "has-ticket": STATES["ticket"],
-    "has-page": STATES["page"],
-    "is-dead": BLIND,
-}
+ANSWERS = {"alike": "ok", "learns": "collecting", "tickets": "ticket", "blinded": "blind"}
+ANSWERS |= {"pages": "page"}
 
 
 def text_of_pods() -> bytes:
-    """The families that the verdict is made of, of each pod in PODS."""
-    lines = []
-    for pod, (traffic, canary, live) in PODS.items():
-        for channel, now in (("traffic", traffic), ("canary", canary)):
-            lines += [
-                f'llm_internals_drift_state{{namespace="pods",pod="{pod}",channel="{channel}",'
-                f'state="{state}"}} {int(state == now)}'
-                for state in STATES
-            ]
-        lines.append(
-            f'llm_internals_tap_live{{namespace="pods",pod="{pod}",source="engine"}} {live}'
-        )
+    """The family that the verdict is made of, of each pod in FLEETS."""
+    lines = [
+        f'llm_internals_summary_state{{namespace="{namespace}",pod="p{pod}",state="{state}"}} '
+        f"{int(state == now)}"
+        for namespace, told in FLEETS.items()
+        for pod, now in enumerate(told)
+        for state in SUMMARY
+    ]
     return "\n".join([*lines, ""]).encode()
 
 
@@ -91,7 +81,7 @@ def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             Job("pods", [stack.enter_context(published(lambda _: (TEXT, text_of_pods())))]),
         ]
         folder = tmp_path_factory.mktemp("prometheus")
-        found = Prometheus(folder, jobs, (RULES,), seconds=1)
+        found = Prometheus(folder, jobs, (RULES,))
         stack.callback(found.stop)
         yield found.start()
 
@@ -136,6 +126,15 @@ def test_every_variable_offers_something(
     assert found == {each: wanted[each] for each in found}
 
 
+def test_the_base_model_has_a_name(answers: Mapping[Query, Answer]) -> None:
+    """Its adapter is empty: no label for Prometheus, the bare word in a legend of Grafana."""
+    found = [q for q in answers if "{{adapter}}" in q.legend]
+    assert found
+    for query in found:
+        names = {each["metric"].get("adapter", "") for each in answers[query]}
+        assert names == {"base model", "support", "other"}, query.id
+
+
 def test_a_choice_narrows_what_is_shown(
     prometheus: Prometheus, answers: Mapping[Query, Answer]
 ) -> None:
@@ -152,29 +151,30 @@ def test_a_choice_narrows_what_is_shown(
             assert asked(prometheus, query, {**CHOSEN, "pod": "another"}) == [], query.id
 
 
-@pytest.mark.parametrize("pod", PODS)
-def test_the_verdict_is_the_worst_that_is_true(pod: str, prometheus: Prometheus) -> None:
-    """A dead tap makes blind, whatever the channels say; then page, ticket, learning, as usual."""
-    chosen = {**ALL, "namespace": "pods", "pod": pod}
+@pytest.mark.parametrize("namespace", FLEETS)
+def test_the_verdict_is_the_worst_that_is_true(namespace: str, prometheus: Prometheus) -> None:
+    """Of several pods it is that of the pod that is worst off."""
+    chosen = {**ALL, "namespace": namespace, "pod": "p0|p1"}
 
-    assert value(prometheus, VERDICT, chosen) == ANSWERS[pod]
+    assert (
+        value(prometheus, expr_of("overview: As usual? A"), chosen) == SUMMARY[ANSWERS[namespace]]
+    )
 
 
 def test_a_fleet_that_pages_is_a_page_of_the_overview(prometheus: Prometheus) -> None:
     """Its job is no pod that serves, and its verdict counts in its namespace all the same."""
     chosen = {**ALL, "namespace": "llm", "pod": "none"}
 
-    assert value(prometheus, VERDICT, chosen) == STATES["page"]
+    assert value(prometheus, expr_of("overview: As usual? A"), chosen) == PAGE
 
 
 def test_means_are_those_of_the_exporter(prometheus: Prometheus, exporter: str) -> None:
     """The mean of each layer over all time shown is the sum over the count of /metrics."""
-    [query] = [q for q in all_queries() if q.id == "internals: Size (RMS) A"]
     samples = _samples(get_text(f"http://{exporter}/metrics"))
     over_all = {**CHOSEN, "__rate_interval": ALL["__range"]}
 
     def told() -> dict[str, float]:
-        found = prometheus.query(filled_in(query.expr, over_all))
+        found = prometheus.query(filled_in(expr_of("internals: Size (RMS) A"), over_all))
         return {each["metric"]["layer"]: float(each["value"][1]) for each in found}
 
     means = wait_for(lambda: len(told()) == NUM_LAYERS and told(), "a mean of each layer", 120.0)

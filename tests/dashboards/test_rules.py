@@ -155,6 +155,13 @@ def test_an_expression_is_about_what_is_published(alert: str) -> None:
     assert set(re.findall(r"\$labels\.(\w+)", text)) <= known
 
 
+@each_alert
+def test_a_description_asks_for_what_is_published(alert: str) -> None:
+    """Where a description has Prometheus asked, metrics and labels are in the table as well."""
+    for metric, matchers in selected(" ".join(RULES[alert]["annotations"].values())):
+        assert {label for label, _, _ in matchers} <= {*metric.labels, *OF_THE_TARGET}
+
+
 @pytest.mark.parametrize("page", sorted(RUNBOOKS.glob("*.md")), ids=lambda page: page.stem)
 def test_a_runbook_names_metrics_that_exist(page: Path) -> None:
     """What it has Prometheus asked for is in the table, labels included; links lead to files."""

@@ -3,13 +3,15 @@
 A real vLLM with the tap under the demo's traffic, the sidecar with the demo's preset and a canary,
 a real Prometheus that scrapes both and judges dashboards/rules.yml, a real Alertmanager, and at the
 two ends a pager (webhook) and an OTLP receiver. Everything is on loopback. Prometheus scrapes and
-judges every two seconds, and Alertmanager does not wait to group; the rules are as shipped.
+judges every two seconds, and Alertmanager does not wait to group; the rules, their `for` and the
+inhibitions are as shipped.
 """
 
 import asyncio
 import json
 import secrets
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from sidecar.config import ExporterConfig
 from sidecar.demo import corpus, gate, services, tampering, traffic
@@ -25,6 +28,7 @@ from tests.monitoring import Alertmanager, Job, Pager, Prometheus
 from tests.otlp import OtlpReceiver
 
 RULES = ROOT / "dashboards" / "rules.yml"
+ROUTES = ROOT / "dashboards" / "alertmanager.yml"
 NAMESPACE, POD = "llm", "tiny-0"  # as a PodMonitor would label both containers of one pod
 RATE = 2.0  # requests a second
 ARM_SECONDS = 900.0  # some 100 on a quiet machine
@@ -65,10 +69,11 @@ class Traffic:
 
 @dataclass
 class Strike:
-    """What was done to the model: its `layer`, and the names of the tensors in it."""
+    """What was done to the model: its `layer`, the names of the tensors in it, and when (Unix)."""
 
     layer: int
     tensors: list[str]
+    at: float
 
 
 class Observatory:
@@ -124,16 +129,20 @@ class Observatory:
             json.dumps({"method": tampering.METHOD}).encode(),
             {"Content-Type": "application/json", gate.HEADER: self._tamper_key},
         )
+        at = time.time()
         with urllib.request.urlopen(request, timeout=120) as answer:
             told = json.load(answer)["results"][0]
-        return Strike(told["layer"], told["tensors"])
+        return Strike(told["layer"], told["tensors"], at)
 
     def _routes(self, folder: Path) -> Path:
+        """The example that is shipped; both receivers are the pager, and nothing waits."""
+        config = yaml.safe_load(ROUTES.read_text())
+        for route in (config["route"], *config["route"]["routes"]):
+            route |= {"group_wait": "0s", "group_interval": "1s"}
+        for receiver in config["receivers"]:
+            receiver["webhook_configs"] = [{"url": self.pager.url}]
         file = folder / "alertmanager.yml"
-        at_once = {"group_wait": "0s", "group_interval": "1s"}
-        receiver = {"name": "pager", "webhook_configs": [{"url": self.pager.url}]}
-        config = {"route": {"receiver": "pager", **at_once}, "receivers": [receiver]}
-        file.write_text(json.dumps(config))
+        file.write_text(json.dumps(config))  # JSON is YAML
         return file
 
     def _end_later(self, part: Any) -> Any:

@@ -1,10 +1,11 @@
 """Stand-ins for drift: a channel that does as it is told, and requests that finish when told."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from prometheus_client.core import Metric as Family
 
 from sidecar.errors import StateError
 from sidecar.fold.drift.baseline import Baseline
@@ -16,6 +17,7 @@ from sidecar.fold.drift.plan import Survey
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.verdict import Cause, ChannelState, Verdict
 from sidecar.fold.drift.window import Assembly, Window, Windows
+from sidecar.fold.reducer import Snapshot
 from sidecar.fold.signatures import Signed
 from sidecar.publish.drift import metrics as drift_metrics
 from sidecar.publish.drift.baselines import Baselines
@@ -24,7 +26,9 @@ from sidecar.publish.drift.judges import Canaries, DriftView, Judges
 from sidecar.publish.drift.panel import Panel, Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import MAX_BYTES, Keeper, Watch
-from sidecar.publish.metrics.collectors import COLLECTORS, Collector
+from sidecar.publish.live import metrics as live_metrics
+from sidecar.publish.live.pulse import PulseView
+from sidecar.publish.metrics.collectors import COLLECTORS, Collector, family
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.traces.account import Account, TraceView
 from sidecar.publish.traces.sampling import Decision
@@ -178,16 +182,26 @@ def everything() -> DriftView:
 
 
 def collectors() -> dict[str, Collector]:
-    """All collectors, that of drift over `everything`, that of traces over every outcome."""
+    """All collectors: drift and its summary over `everything`, traces over every outcome."""
     rounds = {"complete": 3, "partial": 1}
     dropped = {"queue_full": 4, "not_taken": 5, "shutdown": 6}
     account = Account(30, 8, dropped, 7, capacity=2048, num_taken=2, num_refused=3)
     view = TraceView({each: 9 - at for at, each in enumerate(Decision)}, 1, 2, 3, account)
+    pulse = PulseView(3, {"behind": 1, "stalled": 2, "refused": 3}, 4, 5)
     return {
         **COLLECTORS,
+        "events": live_metrics.events_collector(lambda: pulse),
+        "summary": live_metrics.collector(everything),
+        "guard": _guarded,
         "drift": drift_metrics.collector(everything, lambda: rounds),
         "traces": trace_metrics.collector(lambda: view),
     }
+
+
+def _guarded(_: Snapshot) -> Iterator[Family]:
+    """What the guard tells after two requests without a token, and two changes."""
+    yield family("http_refused", [(("token",), 2)])
+    yield family("audit_entries", [((), 4)])
 
 
 def no_baselines() -> Baselines:

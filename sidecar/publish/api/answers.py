@@ -155,6 +155,9 @@ class SourceCoverageAnswer(CoverageAnswer):
     requests: int
 
 
+SummaryLevel = Literal["ok", "collecting", "ticket", "page", "blind"]
+
+
 class SummaryAnswer(BaseModel):
     """Whether the model behaves as usual, in one sentence.
 
@@ -163,7 +166,7 @@ class SummaryAnswer(BaseModel):
     layers: global ids of the layers that moved most, the most first.
     """
 
-    level: Literal["ok", "collecting", "ticket", "page", "blind"]
+    level: SummaryLevel
     sentence: str
     since_ns: int | None
     layers: list[int]

@@ -36,6 +36,13 @@ async def _body(request: Request) -> bytes:
 Posted = Annotated[bytes, Depends(_body)]
 
 
+def body_of(model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """What /openapi.json says of such a body, which routes read themselves; None: it is ignored."""
+    schema = {} if model is None else model.model_json_schema()
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": model is not None, "content": content}}
+
+
 def read(model: type[_Model], posted: bytes) -> _Model:
     """The body as `model`. Raises Unanswerable with every field that is wrong."""
     try:

@@ -1,7 +1,11 @@
 """Errors of the HTTP side, as application/problem+json (RFC 9457) with a remedy.
 
-Guarantee: every answer above 399, of either app, has the same five fields.
+Guarantees: every answer above 399, of either app, has the same five fields; /openapi.json says so
+for each that a route can give.
 """
+
+from collections.abc import Iterator
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -9,7 +13,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-_REMEDY = "GET / on the metrics port lists what is served where"
+MEDIA_TYPE: Final = "application/problem+json"
+_REMEDY: Final = "GET / on the metrics port lists what is served where"
 
 
 class Problem(BaseModel):
@@ -35,6 +40,37 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
+    made = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _describe(made())
+        return made()
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _describe(document: dict[str, Any]) -> None:
+    """Say what errors look like; FastAPI would announce a body of its own that is never sent."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas[Problem.__name__] = Problem.model_json_schema()
+    for name in _FOREIGN:
+        schemas.pop(name, None)
+    for answer in _answers(document):
+        content = answer.get("content", {}).get("application/json", {})
+        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if name in (Problem.__name__, *_FOREIGN):
+            reference = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+            answer["content"] = {MEDIA_TYPE: {"schema": reference}}
+
+
+_FOREIGN: Final = ("HTTPValidationError", "ValidationError")
+
+
+def _answers(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for routes in document["paths"].values():
+        for route in routes.values():
+            yield from route["responses"].values()
 
 
 def _on_http(_: Request, error: Exception) -> Response:
@@ -61,4 +97,4 @@ def _answer(
 ) -> Response:
     title = {404: "Not found", 405: "Method not allowed", 422: "Invalid request"}
     problem = Problem(title=title.get(status, "Error"), status=status, detail=detail, remedy=remedy)
-    return Response(problem.model_dump_json(), status, headers, "application/problem+json")
+    return Response(problem.model_dump_json(), status, headers, MEDIA_TYPE)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError, WatchError
-from sidecar.publish.api.posting import PROBLEMS, Posted, read
+from sidecar.publish.api.posting import PROBLEMS, Posted, body_of, read
 from sidecar.publish.api.problems import Unanswerable
 from sidecar.publish.drift import answers
 from sidecar.publish.drift.book import MAX_WINDOWS
@@ -46,7 +46,12 @@ def windows(
     return _json(answers.windows_answer(state.watch.get(), after, limit))
 
 
-@api.post("/drift/{channel}/acknowledge", response_model=answers.ChannelAnswer, responses=PROBLEMS)
+@api.post(
+    "/drift/{channel}/acknowledge",
+    response_model=answers.ChannelAnswer,
+    responses=PROBLEMS,
+    openapi_extra=body_of(),
+)
 def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
     """Say that somebody has seen what a channel found: its latch opens, and it starts again."""
     if channel not in CHANNELS:
@@ -56,7 +61,12 @@ def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
     return _json(answers.channel_answer(_ask(state, lambda j, now: j.acknowledge(channel, now))))
 
 
-@api.post("/drift/canary/discard", response_model=answers.ChannelAnswer, responses=PROBLEMS)
+@api.post(
+    "/drift/canary/discard",
+    response_model=answers.ChannelAnswer,
+    responses=PROBLEMS,
+    openapi_extra=body_of(),
+)
 def discard(state: Shared, _: Posted) -> Response:
     """Forget what canaries looked like, after a change of yours; they are learnt anew."""
     _configured(state, "canary")
@@ -69,7 +79,12 @@ def baselines(state: Shared) -> Response:
     return _json(answers.baselines_answer(state.watch.get(), state.baselines.path))
 
 
-@api.post("/baseline/reload", response_model=answers.BaselinesAnswer, responses=PROBLEMS)
+@api.post(
+    "/baseline/reload",
+    response_model=answers.BaselinesAnswer,
+    responses=PROBLEMS,
+    openapi_extra=body_of(),
+)
 def reload(state: Shared, _: Posted) -> Response:
     """Read SIDECAR_BASELINE_FILE again, and judge by it from now on."""
     try:
@@ -81,7 +96,13 @@ def reload(state: Shared, _: Posted) -> Response:
     return baselines(state)
 
 
-@api.post("/deployments", response_model=answers.DeploymentAnswer, responses=PROBLEMS)
+@api.post(
+    "/deployments",
+    response_model=answers.DeploymentAnswer,
+    status_code=201,
+    responses=PROBLEMS,
+    openapi_extra=body_of(answers.Announcement),
+)
 def announce(state: Shared, posted: Posted) -> Response:
     """Announce a deployment: a change of what is executed is then a note, not a page."""
     note = read(answers.Announcement, posted).note

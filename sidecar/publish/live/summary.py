@@ -61,9 +61,11 @@ def _found(
     since = min(times) if times else _changed_ns(verdicts, view)
     layers = _layers(cause for each in verdicts for cause in each.causes)
     when = f" since {_clock(since)}" if since is not None else ""
-    where = f", most in layer{'s' * (len(layers) > 1)} {_listed(map(str, layers))}"
+    where = (
+        f", most in layer{'s' * (len(layers) > 1)} {_listed(map(str, layers))}" if layers else ""
+    )
     told = "; ".join(f"{each.channel}: {each.reason}" for each in verdicts)
-    sentence = f"{claim}{when}{where if layers else ''} ({told}).{more}"
+    sentence = f"{claim}{when}{where} ({told}).{more}"
     return _summary(level, sentence, since, layers)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError
-from sidecar.publish.api.posting import PROBLEMS, Posted, read
+from sidecar.publish.api.posting import PROBLEMS, Posted, body_of, read
 from sidecar.publish.api.problems import Problem, Unanswerable
 from sidecar.publish.scan import answers
 from sidecar.publish.state import Shared
@@ -27,12 +27,19 @@ def scans(state: Shared) -> Response:
     try:
         asked = control.read(state.control_path) if state.control_path else None
         wish = answers.wish_answer(asked) if asked else None
+        problem = answers.not_obeying(wish, state.intake.get().sources)
     except ConfigError as error:
         problem = str(error)
     return _json(answers.scans_answer(state.intake.scans(), wish, problem))
 
 
-@api.post("/scans", response_model=answers.WishAnswer, status_code=202, responses=PROBLEMS)
+@api.post(
+    "/scans",
+    response_model=answers.WishAnswer,
+    status_code=202,
+    responses=PROBLEMS,
+    openapi_extra=body_of(answers.ScanWish),
+)
 def ask(state: Shared, posted: Posted) -> Response:
     """Have the next requests scanned; the tap hears of it at its next flush."""
     num_requests = read(answers.ScanWish, posted).num_requests

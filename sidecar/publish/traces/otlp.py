@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import grpc
+import requests
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
     OTLPMetricExporter as GrpcMetricExporter,
 )
@@ -127,6 +128,7 @@ def _made(
             certificate_file=str(config.otlp_ca_file) if config.otlp_ca_file else None,
             headers=headers,
             timeout=EXPORT_SECONDS,
+            session=_Session() if config.otlp_ca_file else None,
         )
     return made
 
@@ -140,6 +142,19 @@ def _authority(path: Path | None) -> bytes | None:
         raise ConfigError(
             f"{PREFIX}OTLP_CA_FILE: {error}; give a PEM file this user can read"
         ) from error
+
+
+class _Session(requests.Session):
+    """A session whose own authority wins over REQUESTS_CA_BUNDLE of the environment.
+
+    Without it the environment's wins (https://github.com/psf/requests/issues/3829).
+    """
+
+    def merge_environment_settings(
+        self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any
+    ) -> Any:
+        known = self.verify if verify is None else verify
+        return super().merge_environment_settings(url, proxies, stream, known, cert)
 
 
 class _Sparing(logging.Filter):

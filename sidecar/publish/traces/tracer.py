@@ -104,11 +104,13 @@ class Tracer:
 
     def turn(self, timeout_seconds: float = 0.0) -> None:
         """Take what waits, and make spans of what is whole; never raises."""
+        # Read before the mailbox is: whatever was heard by then is in it, however late this thread.
+        now_ns = self._clock_ns()
         heard = self._mailbox.take(timeout_seconds)
         self._guarded(self._look_at_drift)
         for item in heard:
             self._guarded(lambda item=item: self._take(item))  # type: ignore[misc]
-        self._make(self._gathering.take(self._clock_ns()))
+        self._make(self._gathering.take(now_ns))
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -19,6 +19,7 @@ export class Link {
   constructor() {
     this.heardAt = null; // Date.now() of the last answer
     this.failingSince = null;
+    this.refusal = null; // a Refused that concerns everything: the browser is not let in (any more)
     this.offsetMs = 0; // the sidecar's clock less this machine's, as its status tells
   }
 
@@ -49,7 +50,8 @@ export class Link {
       const answer = await reply.json();
       this.heardAt = Date.now();
       this.failingSince = null;
-      if (!reply.ok) throw new Refused(reply.status, answer);
+      this.refusal = reply.status === 401 ? new Refused(reply.status, answer) : null;
+      if (!reply.ok) throw this.refusal ?? new Refused(reply.status, answer);
       return answer;
     } catch (error) {
       if (!(error instanceof Refused)) this.failingSince ??= Date.now();

@@ -8,12 +8,12 @@ export const STEPS = 256;
 const ANCHORS = {
   light: {
     value: ["#f2efe6", "#bcd8c4", "#5fa8a0", "#2c6e8c", "#24316b", "#150f38"],
-    score: ["#123f86", "#3f7fc4", "#a9cbe6", "#f4f2ec", "#f2c59b", "#d9742f", "#8a2c0d"],
+    score: ["#123f86", "#4a8aca", "#d3e0e6", "#f5f3ed", "#f2dfc8", "#db7a36", "#8a2c0d"],
     missing: "#ffffff",
   },
   dark: {
     value: ["#161b22", "#1d3b57", "#22667f", "#3d9a8f", "#a5c977", "#f6e8a6"],
-    score: ["#9fd0ff", "#3f8ad6", "#1f4a78", "#1b2027", "#70401f", "#d97b32", "#ffd9a8"],
+    score: ["#a8d5ff", "#3f86cc", "#21405d", "#191e25", "#4d3422", "#d2752f", "#ffdcae"],
     missing: "#101419",
   },
 };

@@ -23,10 +23,6 @@ export class Columns {
     return this.columns.at(-1)?.t_ns ?? null;
   }
 
-  get first() {
-    return this.columns[0] ?? null;
-  }
-
   /** Take an answer: its columns come after those that are here, or replace the latest. */
   take(answer) {
     if (!sameLayers(answer.layers, this.layers)) this.clear();
@@ -70,15 +66,15 @@ export class Columns {
   }
 }
 
-/** The range of values that a picture shows: all but the most extreme 1 % on each side. */
-export function clampedRange(cells) {
+/** The range of values that a picture shows: all but the most extreme `share` on each side. */
+export function clampedRange(cells, share = 0.01) {
   const sample = [];
   const step = Math.max(1, Math.floor(cells.length / 5000));
   for (let at = 0; at < cells.length; at += step) if (cells[at] === cells[at]) sample.push(cells[at]);
   if (!sample.length) return [0, 1];
   sample.sort((a, b) => a - b);
-  const low = sample[Math.floor(0.01 * (sample.length - 1))];
-  const high = sample[Math.ceil(0.99 * (sample.length - 1))];
+  const low = sample[Math.floor(share * (sample.length - 1))];
+  const high = sample[Math.ceil((1 - share) * (sample.length - 1))];
   return high > low ? [low, high] : [low - 0.5, high + 0.5];
 }
 

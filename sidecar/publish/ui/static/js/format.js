@@ -5,8 +5,8 @@ const MINUTE = 60;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const shortClock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const shortClock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 
 /** Three significant digits; large and tiny ones with an exponent, counts whole. */
@@ -27,6 +27,9 @@ export function time(ns, withSeconds = true) {
   const told = (withSeconds ? clock : shortClock).format(date);
   return date.toDateString() === new Date().toDateString() ? told : `${day.format(date)}, ${told}`;
 }
+
+/** The zone of the times above. */
+export const zone = () => Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 /** A length of time in its largest two units. */
 export function span(seconds) {

@@ -4,7 +4,7 @@
 
 import { badge } from "./controls.js";
 import { byId, fill, h, say } from "./dom.js";
-import { layerRanges, NONE, span, time } from "./format.js";
+import { layerRanges, NONE, span, time, zone } from "./format.js";
 
 const WORDS = {
   ok: "As usual",
@@ -27,7 +27,7 @@ export function showHeadline(status) {
   say(byId("where"), whereabouts(level, layers));
   document.title = `${WORDS[level] ?? level} · ${modelOf(status)}`;
   say(byId("model"), modelOf(status));
-  say(byId("version"), `llm-internals-sidecar ${status.version}, schema ${status.schema_version}`);
+  say(byId("version"), `llm-internals-sidecar ${status.version}, schema ${status.schema_version}; times in ${zone()}`);
 }
 
 /** Show which channels judge, from /v1/drift. */
@@ -54,16 +54,16 @@ export function showStrip(layers, standingOut) {
 export function showLink(link, isPaused) {
   const silent = link.failingSince !== null && Date.now() - link.failingSince > 4000;
   const notice = byId("notice");
-  notice.hidden = !silent;
+  notice.hidden = !silent && !link.refusal;
+  if (link.refusal) say(notice, `The sidecar does not let this browser in: ${link.refusal.message}. For a browser, \`sidecar open\` prints an address that works once.`);
   if (silent) {
     const since = link.heardAt === null ? "It has not answered yet" : `Its last answer was at ${time(link.heardAt * 1e6)}, ${span((Date.now() - link.heardAt) / 1000)} ago`;
     say(notice, `The sidecar does not answer. ${since}; what stands below is from then. Is it running, and is its API port reachable?`);
   }
   const place = byId("link");
-  place.dataset.state = silent ? "silent" : isPaused ? "paused" : link.heardAt === null ? "connecting" : "live";
-  const text = silent ? "no answer" : isPaused ? "paused" : link.heardAt === null ? "connecting" : "live";
+  place.dataset.state = silent || link.refusal ? "silent" : isPaused ? "paused" : link.heardAt === null ? "connecting" : "live";
+  const text = silent ? "no answer" : link.refusal ? "locked out" : isPaused ? "paused" : link.heardAt === null ? "connecting" : "live";
   say(place.querySelector(".words"), text);
-  return silent;
 }
 
 /** The claim, which is set large, and the reasons that follow it. */

@@ -27,7 +27,9 @@ export class LayersSection {
     this.sources = [];
     this.isTable = false;
     this.problem = null;
-    this.heldNs = null; // the end of the picture while paused
+    this.wanted = null; // the layer to point at in the next picture
+    this.isHeld = false;
+    this.heldNs = null; // the end of the picture while it is held
     this.heatmap = new Heatmap(byId("heat"), byId("heat-cross"), (cell) => this.#read(cell));
     this.#makeTools();
   }
@@ -39,10 +41,17 @@ export class LayersSection {
     return { ...asked, after: this.columns.lastNs === null ? null : String(this.columns.lastNs) };
   }
 
-  /** An answer to it. */
+  /** Whether the picture is held and there is one: then nothing need be asked. */
+  get isStill() {
+    return this.isHeld && this.heldNs !== null;
+  }
+
+  /** An answer to the question. */
   take(answer) {
+    if (this.isStill) return;
     this.problem = null;
     this.columns.take(answer);
+    if (this.isHeld && this.columns.lastNs !== null) this.heldNs = this.#endNs();
     this.show();
   }
 
@@ -59,6 +68,16 @@ export class LayersSection {
     this.show();
   }
 
+  /** Show a signal of a phase, with the cursor on a layer as soon as its picture is there. */
+  showCause(signal, phase, layer) {
+    this.wanted = layer;
+    this.settings.set("signal", signal);
+    if (phase) this.settings.set("phase", phase);
+    this.settings.set("position", "rest");
+    byId("layers").scrollIntoView({ block: "start" });
+    this.show();
+  }
+
   /** What can be chosen, as /v1/timeline/signals tells it. */
   offer(signals, sources) {
     Object.assign(this, { signals, sources });
@@ -68,7 +87,8 @@ export class LayersSection {
 
   /** Stand still, or go on. */
   hold(isHeld) {
-    this.heldNs = isHeld ? this.#endNs() : null;
+    this.isHeld = isHeld;
+    this.heldNs = isHeld && this.columns.lastNs !== null ? this.#endNs() : null;
     this.show();
   }
 
@@ -101,6 +121,7 @@ export class LayersSection {
     const { cells, at } = columns.slots(numColumns, endNs, scale === "z" ? "z" : "values");
     this.at = at;
     this.endNs = endNs;
+    this.heatmap.canvas.style.maxHeight = `${60 + 46 * columns.layers.length}px`; // few layers: low rows
     const [low, high] = scale === "z" ? [-SCORE_LIMIT, SCORE_LIMIT] : clampedRange(cells);
     const colours = ramp(scale === "z" ? "score" : "value");
     this.heatmap.show({
@@ -110,11 +131,21 @@ export class LayersSection {
       columnTicks: timeTicks(numColumns, endNs, columns.seconds),
     });
     this.#showLegend(scale, low, high, colours);
+    this.#pointAtWanted();
+  }
+
+  #pointAtWanted() {
+    const row = this.columns.layers.indexOf(this.wanted);
+    const column = this.at.findLastIndex((each) => each?.values[row] === each?.values[row] && each);
+    if (row < 0 || column < 0) return;
+    this.wanted = null;
+    this.heatmap.point({ row, column });
   }
 
   #numColumns() {
     const chosen = this.settings.get("minutes");
-    const { seconds, first } = this.columns;
+    const { seconds } = this.columns;
+    const first = this.columns.columns.find((column) => column.rows);
     if (chosen !== "auto") return Math.min(CAPACITY, Math.round((Number(chosen) * 60) / seconds));
     const here = first ? (this.#endNs() - first.t_ns) / SECOND / seconds + 1 : 0;
     return Math.min(CAPACITY, Math.max(60, Math.ceil(here / 30) * 30));
@@ -197,7 +228,7 @@ export class LayersSection {
     };
     const toTable = tableSwitch(byId("layers-figure"), byId("layers-table"), (isTable) => {
       this.isTable = isTable;
-      byId("heat-readout").hidden = isTable;
+      byId("heat-readout").parentElement.hidden = isTable;
       this.show();
     });
     const order = ["signal", "phase", "position", "scale", "source", "minutes"];

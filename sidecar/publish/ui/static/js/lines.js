@@ -6,7 +6,7 @@ import { CAPACITY } from "./columns.js";
 import { table, tableSwitch } from "./controls.js";
 import { token } from "./colours.js";
 import { byId, fill, h } from "./dom.js";
-import { number, time, words } from "./format.js";
+import { duration, number, time, words } from "./format.js";
 import uPlot from "../vendor/uPlot.esm.js";
 
 const HEIGHT = 150;
@@ -40,12 +40,12 @@ export class LinesSection {
 
   /** The question for what came after the latest second that is here. */
   question() {
-    return { after: this.isHeld || !this.answer?.t_ns.length ? null : String(this.answer.t_ns.at(-1)) };
+    return { after: !this.answer?.t_ns.length ? null : String(this.answer.t_ns.at(-1)) };
   }
 
   /** An answer of /v1/timeline/lines to it. */
   take(answer) {
-    if (this.isHeld) return;
+    if (this.isHeld && this.answer) return;
     this.answer = this.answer ? joined(this.answer, answer) : answer;
     this.show();
   }
@@ -78,9 +78,10 @@ export class LinesSection {
     const groups = grouped(this.answer.lines);
     const figure = byId("lines-figure");
     if (!this.answer.t_ns.length) return void fill(figure, h("p", { class: "quiet" }, "Nothing has been served yet."));
-    const x = this.answer.t_ns.map((ns) => ns / 1e9);
+    const from = firstKnown(this.answer);
+    const x = this.answer.t_ns.slice(from).map((ns) => ns / 1e9);
     for (const [title, names] of groups) {
-      const data = [x, ...names.map((name) => this.answer.lines[name].values)];
+      const data = [x, ...names.map((name) => this.answer.lines[name].values.slice(from))];
       const known = this.charts.get(title);
       if (known && known.names.join() === names.join()) known.plot.setData(data);
       else this.#make(title, names, data);
@@ -94,10 +95,14 @@ export class LinesSection {
     known?.box.remove();
     const lines = this.answer.lines;
     const unit = lines[names[0]].unit;
-    const box = h("figure", { class: "chart" }, h("figcaption", { title: names.map((name) => lines[name].help).join("\n") }, title, h("small", {}, unit)));
+    const box = h("figure", { class: "chart" }, h("figcaption", { title: names.map((name) => lines[name].help).join("\n") }, title, unit === "ratio" ? null : h("small", {}, unit)));
     byId("lines-figure").append(box);
-    const plot = new uPlot(optionsOf(names, unit, widthOf(box)), data, box);
-    this.charts.set(title, { plot, names, box });
+    const readout = h("p", { class: "now" });
+    box.append(readout);
+    const options = optionsOf(names, widthOf(box));
+    const read = (plot) => fill(readout, readings(plot, names, unit));
+    options.hooks = { setCursor: [read], setData: [read] };
+    this.charts.set(title, { plot: new uPlot(options, data, box), names, box });
   }
 
   #resize() {
@@ -114,6 +119,13 @@ export class LinesSection {
     const rows = times.map((ns, at) => [time(ns), ...names.map((name) => number(lines[name].values[at]))]).toReversed().slice(0, 120);
     fill(byId("lines-table"), table("Trends, latest first", columns, rows));
   }
+}
+
+/** The first second of which anything is known: an engine that loads has nothing to tell. */
+function firstKnown({ t_ns: times, lines }) {
+  const all = Object.values(lines);
+  const found = times.findIndex((_, at) => all.some(({ values }) => values[at] !== null));
+  return Math.max(0, found);
 }
 
 /** Lines with what came after them, the last CAPACITY seconds. */
@@ -144,27 +156,40 @@ export function grouped(lines) {
 
 const widthOf = (box) => Math.max(120, Math.floor(box.clientWidth - 2 * Number.parseFloat(getComputedStyle(box).paddingLeft)));
 
-function optionsOf(names, unit, width) {
+/** The values under the cursor, or the latest ones that there are. */
+function readings(plot, names, unit) {
+  const at = plot.cursor.idx ?? null;
+  const latest = (values) => values.findLast((value) => value !== null && value !== undefined);
+  const told = names.map((name, line) => {
+    const values = plot.data[line + 1];
+    const swatch = h("i");
+    swatch.style.borderColor = token(COLOURS[line]);
+    const value = at === null ? latest(values) : values[at];
+    const text = unit === "seconds" ? duration(value) : number(value);
+    return h("span", {}, swatch, names.length > 1 ? shortName(name) : null, h("b", {}, text));
+  });
+  return [told, at === null ? null : h("time", {}, time(plot.data[0][at] * 1e9))];
+}
+
+function optionsOf(names, width) {
   const axis = { stroke: () => token("--muted"), font: `11px ${token("--sans")}`, grid: { stroke: () => token("--grid"), width: 1 }, ticks: { show: false } };
   return {
     width,
     height: HEIGHT,
     cursor: { sync: { key: "trends" }, drag: { x: false, y: false }, points: { size: 6 } },
-    legend: { live: true },
+    legend: { show: false },
     scales: { y: { range: (_, low, high) => padded(low, high) } },
     axes: [
       { ...axis, space: 70, size: 26, values: (_, at) => at.map((t) => time(t * 1e9, at.length > 1 && at[1] - at[0] < 60)) },
-      { ...axis, size: 48, space: 34, values: (_, at) => at.map(number) },
+      { ...axis, size: 48, space: 22, values: (_, at) => at.map(number) },
     ],
     series: [
-      { label: "at", value: (_, t) => (t === null ? "" : time(t * 1e9)) },
-      ...names.map((name, at) => ({
-        label: shortName(name),
+      {},
+      ...names.map((_, at) => ({
         stroke: token(COLOURS[at % COLOURS.length]),
         width: 1.5,
         dash: at === 1 ? [5, 3] : undefined,
         points: { show: false },
-        value: (_, value) => `${number(value)}${value === null || !unit ? "" : ` ${unit}`}`,
       })),
     ],
   };
@@ -178,5 +203,6 @@ function padded(low, high) {
 
 function shortName(name) {
   const quantile = /_(p\d+)/.exec(name);
-  return quantile ? quantile[1] : words(name).replace(/ (nats|ratio|seconds|tokens)$/, "");
+  const generic = { tokens: "generated", prompt_tokens: "of prompts", p50: "half within", p99: "99 % within" };
+  return generic[quantile?.[1] ?? name] ?? words(name);
 }

@@ -18,7 +18,7 @@ const NUM_REQUESTS = 12;
 const link = new Link();
 const settings = new Settings(onChoice);
 const layers = new LayersSection(settings, link);
-const drift = new DriftSection(settings, link);
+const drift = new DriftSection(settings, link, (...cause) => layers.showCause(...cause));
 const lines = new LinesSection();
 const requests = new RequestsSection(link);
 let isPaused = false;
@@ -29,8 +29,9 @@ const watchers = {
   drift: new Watcher({ seconds: 4, ask: () => link.get("drift"), take: takeDrift }),
   history: new Watcher({ seconds: 10, ask: () => link.get("drift/history"), take: (answer) => drift.takeChanges(answer.changes) }),
   signals: new Watcher({ seconds: 20, ask: () => link.get("timeline/signals"), take: (answer) => layers.offer(answer.signals, answer.sources) }),
-  columns: new Watcher({ seconds: 1, ask: () => link.get("timeline", layers.question()), take: (answer) => layers.take(answer), refuse: (error) => layers.refuse(error) }),
+  columns: new Watcher({ seconds: 1, ask: async () => (layers.isStill ? null : link.get("timeline", layers.question())), take: (answer) => answer && layers.take(answer), refuse: (error) => layers.refuse(error) }),
   lines: new Watcher({ seconds: 2, ask: () => link.get("timeline/lines", lines.question()), take: (answer) => lines.take(answer), refuse: (error) => lines.refuse(error) }),
+  scans: new Watcher({ seconds: 5, ask: () => link.get("scans"), take: (answer) => requests.takeScans(answer) }),
   requests: new Watcher({ seconds: 10, least: 4, ask: () => link.get("requests", { limit: NUM_REQUESTS }), take: (answer) => requests.take(answer) }),
 };
 
@@ -62,6 +63,7 @@ function pause() {
   byId("pause").setAttribute("aria-pressed", String(isPaused));
   byId("pause").textContent = isPaused ? "Go on" : "Pause";
   for (const section of [layers, lines, requests]) section.hold(isPaused);
+  for (const watcher of Object.values(watchers)) watcher.nudge();
   showLink(link, isPaused);
 }
 
@@ -105,7 +107,7 @@ listenToKeys({
   z: ["deviation or value", () => settings.set("scale", layers.scale === "z" ? "value" : "z")],
 });
 for (const watcher of Object.values(watchers)) watcher.nudge();
-listen({
+const hearEvents = () => listen({
   status: () => watchers.status.nudge(),
   column: () => watchers.columns.nudge(),
   drift: () => {
@@ -115,7 +117,12 @@ listen({
   },
   request: () => watchers.requests.nudge(),
 });
+let events = hearEvents();
 setInterval(() => showLink(link, isPaused), 1000);
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) for (const watcher of Object.values(watchers)) watcher.nudge();
+  // A browser has six connections to a host: tabs that nobody looks at must not hold one each.
+  events.close();
+  if (document.hidden) return;
+  events = hearEvents();
+  for (const watcher of Object.values(watchers)) watcher.nudge();
 });

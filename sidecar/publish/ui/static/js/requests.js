@@ -15,7 +15,7 @@ const COLUMNS = [
   { title: "Entropy", isNumber: true, help: "mean over its generated tokens, nats" },
   { title: "Likeliest", isNumber: true, help: "mean probability of the likeliest token" },
   { title: "Attends to", isNumber: true, help: "effective tokens, mean over sampled rows" },
-  { title: "NaN, Inf", isNumber: true }, { title: "End" }, { title: "" },
+  { title: "NaN, Inf", isNumber: true }, { title: "End" }, { title: "Detail" },
 ];
 
 /** The table of requests and the dialog of one. */
@@ -23,6 +23,7 @@ export class RequestsSection {
   constructor(link) {
     this.link = link;
     this.requests = [];
+    this.scans = [];
     this.isHeld = false;
     this.dialog = byId("request-dialog");
     this.dialog.addEventListener("close", () => this.scan?.end());
@@ -31,9 +32,16 @@ export class RequestsSection {
 
   /** An answer of /v1/requests. */
   take(answer) {
-    if (this.isHeld) return;
+    if (this.isHeld && this.requests.length) return;
     this.requests = answer.requests;
     this.#show();
+  }
+
+  /** An answer of /v1/scans: which requests can be opened token by token. */
+  takeScans(answer) {
+    this.scans = answer.scans;
+    const buttons = this.scans.slice(0, 6).map(({ id }) => this.#opener(id, shortId(id)));
+    fill(byId("requests-scans"), buttons.length ? ["Scanned token by token: ", buttons] : []);
   }
 
   /** Stand still, or go on. */
@@ -61,26 +69,30 @@ export class RequestsSection {
   #row(request) {
     const { serving } = request;
     const cached = serving?.cached_tokens ? ` (${number(serving.cached_tokens)} cached)` : "";
-    const open = h("button", { type: "button", class: "link-like", data: { id: request.id }, on: { click: () => this.open(request) } }, "Open");
     return [
       time(request.end_ns), h("code", { title: request.id }, shortId(request.id)),
       `${number(request.num_prompt_tokens)}${cached}`, number(serving?.generated_tokens),
       duration(serving?.time_to_first_token), duration(serving?.e2e),
       number(meanOf(request, "confidence", "entropy")), percent(meanOf(request, "confidence", "top1_probability")),
       number(meanOf(request, "attention_mean", "effective_tokens")),
-      number(sum(request.nonfinite)), request.aborted ? "aborted" : (serving?.reason ?? NONE), open,
+      number(sum(request.nonfinite)), request.aborted ? "aborted" : (serving?.reason ?? NONE),
+      this.#opener(request.id, this.scans.some(({ id }) => id === request.id) ? "Open scan" : "Open"),
     ];
   }
 
-  /** Show one request. */
-  async open(request) {
-    fill(byId("request-title"), "Request ", h("code", {}, shortId(request.id)));
-    const facts = h("dl", { class: "facts small" }, factsOf(request).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+  #opener(id, text) {
+    return h("button", { type: "button", class: "link-like", data: { id }, on: { click: () => this.open(id) } }, text);
+  }
+
+  /** Show one request, by its engine id. */
+  async open(id) {
+    fill(byId("request-title"), "Request ", h("code", {}, shortId(id)));
     const place = h("div", { class: "scan" });
-    fill(byId("request-body"), facts, place, profileOf(request));
+    const known = this.requests.find((request) => request.id === id);
+    fill(byId("request-body"), known ? factList(known) : null, place, known ? profileOf(known) : null);
     if (!this.dialog.open) this.dialog.showModal();
     this.scan?.end();
-    this.scan = new ScanView(place, this.link, request.id);
+    this.scan = new ScanView(place, this.link, id);
     await this.scan.load();
   }
 }
@@ -100,6 +112,11 @@ function scanButton(link) {
     }
   });
   return [word, button];
+}
+
+function factList(request) {
+  const facts = factsOf(request).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+  return h("dl", { class: "facts small" }, facts);
 }
 
 function factsOf(request) {

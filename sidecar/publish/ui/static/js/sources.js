@@ -31,11 +31,16 @@ function row(source, coverage) {
   const numLost = lost.reduce((sum, [, count]) => sum + count, 0);
   const why = lost.map(([cause, count]) => `${cause} ${count}`).join(", ");
   return [
-    h("code", {}, source.source), badge(stateOf(source), source.state ?? "not heard"),
+    h("code", {}, source.source), tapOf(source),
     source.last_frame_age_seconds === null ? NONE : `${span(source.last_frame_age_seconds)} ago`,
     number(source.frames_received), h("span", { title: why }, number(numLost)), percent(source.cost_share),
     source.shed_level ? `level ${source.shed_level}` : "nothing", covered(coverage), remarks(source),
   ];
+}
+
+function tapOf(source) {
+  if (source.role !== "engine") return "front end";
+  return badge(stateOf(source), source.state ?? "not heard");
 }
 
 function stateOf({ state }) {
