@@ -47,6 +47,19 @@ class Tracer(Protocol):
         """What became of every request and span."""
 
 
+class Pusher(Protocol):
+    """What pushes metrics: `traces.pushing.Pusher`, or a fake."""
+
+    def start(self) -> None:
+        """Begin to push."""
+
+    def stop(self) -> None:
+        """End."""
+
+    def outcomes(self) -> dict[str, int]:
+        """Messages so far by what became of them."""
+
+
 class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
@@ -54,6 +67,7 @@ class State(NamedTuple):
     control_path: file that steers the tap beside this sidecar; None when there is none.
     tracer: sends spans; likewise.
     pulse: tells of events as they happen; None where nobody could listen.
+    pusher: pushes metrics; None when it was not asked for.
     """
 
     intake: Intake
@@ -64,12 +78,15 @@ class State(NamedTuple):
     control_path: Path | None = None
     tracer: Tracer | None = None
     pulse: Pulse | None = None
+    pusher: Pusher | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
         self.watch.start()
         if self.tracer is not None:
             self.tracer.start()
+        if self.pusher is not None:
+            self.pusher.start()
         self.intake.start()
         if self.pulse is not None:
             self.pulse.start()
@@ -86,6 +103,8 @@ class State(NamedTuple):
         self.watch.stop()
         if self.tracer is not None:
             self.tracer.stop()
+        if self.pusher is not None:
+            self.pusher.stop()
 
     def hang_up(self) -> None:
         """Let go of everybody who listens to events."""
