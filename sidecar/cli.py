@@ -22,6 +22,7 @@ from sidecar.commands import (
     metrics,
     replay,
     serve,
+    top,
     version,
 )
 from sidecar.commands.command import Command
@@ -31,6 +32,7 @@ _FAILED: Final = 2
 COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
     {
         "serve": serve,
+        "top": top,
         "baseline": baseline,
         "replay": replay,
         "fleet": fleet,

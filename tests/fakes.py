@@ -23,6 +23,7 @@ from sidecar.wire.frame import (
     Layers,
     Manifest,
     Request,
+    Requests,
     Serving,
     Signature,
     Signatures,
@@ -38,6 +39,7 @@ from sidecar.wire.signals import GROUPS
 from sidecar.wire.signature import Layout, size
 
 SECOND = 10**9
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOW = 1_790_000_000 * SECOND  # the start of a window of 10 s
 STALE_SECONDS = 30
 LIMITS = Limits(stale_ns=STALE_SECONDS * SECOND, max_age_ns=10 * SECOND)
@@ -265,7 +267,7 @@ def finished(
         end_ns,
         *(2.0, 0.25, 0.5, 1.0, 0.125, 64, 9, 16),
         start_ns=end_ns - 2 * SECOND,
-        time_to_first_token=0.75,
+        time_to_first_token=0.5,
         traceparent=traceparent,
         max_tokens=9,
         temperature=0.5,
@@ -329,7 +331,10 @@ def everything() -> Reducer:
                 reducer.update(stage.frame(body, t_ns), t_ns + SECOND // 8)
             stage.lose()
     frontend, refused = FakeSource(FRONTEND), FakeSource(Source("frontend", 1), "boot-9999")
-    told = serving(finished("a"), finished("b", "length"), gone=[aborted("c-0badcafe")])
+    measured = Requests([2, 3], [request(f"{name}-0badcafe", 2) for name in "ab"])
+    reducer.update(stages[1].frame(measured, now), now)
+    done = finished("a", traceparent=TRACEPARENT), finished("b", "length")
+    told = serving(*done, gone=[aborted("c-0badcafe")])
     reducer.update(frontend.frame(told, now), now)
     verdict = Status("refused", "release", "vLLM 9.9 is not known; use 0.33", model_name="tiny")
     reducer.update(refused.frame(verdict, now), now)

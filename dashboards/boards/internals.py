@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from dashboards.panels import Ask, about, layers, lines, number, unit_of
+from dashboards.panels import Ask, about, distribution, layers, lines, number, unit_of
 from dashboards.queries import (
     OF_THE_PHASE,
     REST,
     increase,
     largest,
     mean,
+    quantile,
     rate,
     series,
     share,
@@ -114,6 +115,30 @@ _CONFIDENCE = Row(
         ),
     ),
 )
+_REQUESTS = Row(
+    "Confidence, request by request",
+    (
+        distribution(
+            about("Requests by how sure the model was", "request_confidence_ratio"),
+            "percentunit",
+            rate(series("request_confidence_ratio", "_bucket"), "le"),
+        ),
+        lines(
+            about("The least sure requests", "request_confidence_ratio"),
+            "percentunit",
+            [
+                Ask(
+                    quantile(q, series("request_confidence_ratio", "_bucket")),
+                    f"p{100 * q:g}",
+                    has_exemplars=True,
+                )
+                for q in (0.05, 0.25, 0.5)
+            ],
+            min=0,
+            max=1,
+        ),
+    ),
+)
 _LOGITS = Row(
     "Logits and your own probes",
     (
@@ -191,6 +216,6 @@ BOARD = Board(
     "LLM internals / Inside the model",
     "Every signal of the model's inside over time, by layer. Means are over token rows of one "
     "phase, without the first four positions, which are attention sinks.",
-    (_RESIDUAL, _EXTREMES, _ATTENTION, _CONFIDENCE, _LOGITS, _ROUTERS),
+    (_RESIDUAL, _EXTREMES, _ATTENTION, _CONFIDENCE, _REQUESTS, _LOGITS, _ROUTERS),
     variables=("phase", "layer"),
 )

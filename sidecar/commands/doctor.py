@@ -2,16 +2,16 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from sidecar.commands.asking import asking
 from sidecar.commands.command import needs
 from sidecar.config import API_PORT, ExporterConfig, default_socket
 from sidecar.doctor.finding import Finding, Level, is_sound
 from sidecar.errors import ConfigError
 
-_SECONDS: Final = 5.0  # that an answer may take
 HELP: Final = "say what is wrong with this installation, in plain words"
 _MARKS: Final = {Level.OK: "ok", Level.UNKNOWN: "?", Level.WARN: "!", Level.WRONG: "WRONG"}
 
@@ -52,30 +52,9 @@ def _findings(parsed: argparse.Namespace) -> Iterator[Finding]:
     token_file = parsed.api_token_file
     if token_file is None and config is not None:
         token_file = config.api_token_file
-    ask = _asking(token_file)
+    ask = asking(token_file)
     url = parsed.url.rstrip("/")
     yield from running.exporter(ask, url)
     yield from running.baseline(ask, url)
     if parsed.prometheus:
-        yield from running.prometheus(_asking(None), parsed.prometheus.rstrip("/"))
-
-
-def _asking(token_file: Path | None) -> Callable[[str], Any]:
-    with needs("exporter", "asking a sidecar"):
-        import httpx
-    headers = {}
-    if token_file is not None:
-        try:
-            headers = {"Authorization": f"Bearer {token_file.read_text().strip()}"}
-        except OSError as error:
-            raise ConfigError(f"--api-token-file: {error}") from error
-
-    def ask(url: str) -> Any:
-        try:
-            answer = httpx.get(url, headers=headers, timeout=_SECONDS, trust_env=False)
-            answer.raise_for_status()
-            return answer.json()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OSError(str(error) or type(error).__name__) from error
-
-    return ask
+        yield from running.prometheus(asking(None), parsed.prometheus.rstrip("/"))

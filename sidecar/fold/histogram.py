@@ -1,13 +1,15 @@
 """Histograms with fixed buckets, in the sense of Prometheus: a bucket holds values <= its bound.
 
-Guarantees: one integer per bucket and one float for the sum, whatever comes; NaN and Inf are
-counted apart and change neither buckets nor sum.
+Guarantees: one integer and at most one exemplar per bucket and one float for the sum, whatever
+comes; NaN and Inf are counted apart and change neither buckets nor sum.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
+
+from sidecar.fold.exemplars import Exemplar, Exemplars, Places, merged
 
 # vLLM's own buckets, so that both can be drawn in one panel.
 FIRST_TOKEN_SECONDS: Final = (
@@ -28,6 +30,10 @@ QUEUE_SECONDS: Final = (
     *(0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0),
     *(10.0, 20.0, 30.0, 60.0, 120.0, 480.0, 1920.0),
 )
+# Most requests lie near 1, and the news near 0.
+CONFIDENCE_RATIOS: Final = (
+    *(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0),
+)
 FRAME_AGE_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 RENDER_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -38,11 +44,13 @@ class Distribution(NamedTuple):
     bounds: upper bounds of the buckets, without the last one, +Inf.
     counts: values per bucket (not cumulative), one more than `bounds`.
     sum: of all values.
+    exemplars: for each bucket the latest request that a trace tells more of, or None.
     """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float
+    exemplars: Places = ()
 
     @property
     def num_values(self) -> int:
@@ -59,7 +67,8 @@ class Distribution(NamedTuple):
         counts = tuple(
             mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)
         )
-        return Distribution(self.bounds, counts, self.sum + other.sum)
+        exemplars = merged(self.exemplars, other.exemplars)
+        return Distribution(self.bounds, counts, self.sum + other.sum, exemplars)
 
 
 class Histogram:
@@ -76,6 +85,7 @@ class Histogram:
         self.num_nonfinite = 0
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
+        self._exemplars = Exemplars(bounds)
 
     def update(self, item: Sequence[float]) -> None:
         """Count a batch of values."""
@@ -86,9 +96,14 @@ class Histogram:
         self._counts += np.bincount(places, minlength=self._counts.size)
         self._sum += float(finite.sum())
 
+    def point(self, exemplar: Exemplar | None) -> None:
+        """Take the exemplar, if there is one, of a value that is or will be counted."""
+        self._exemplars.update(exemplar)
+
     def get(self) -> Distribution:
         """The counts so far."""
-        return Distribution(self.bounds, tuple(self._counts.tolist()), self._sum)
+        counts = tuple(self._counts.tolist())
+        return Distribution(self.bounds, counts, self._sum, self._exemplars.get())
 
     def merge(self, other: Self) -> None:
         """Add what `other` counted; its bounds must be the same."""
@@ -97,3 +112,4 @@ class Histogram:
         self.num_nonfinite += other.num_nonfinite
         self._counts += other._counts
         self._sum += other._sum
+        self._exemplars.merge(other._exemplars)

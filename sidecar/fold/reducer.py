@@ -7,9 +7,10 @@ that after `FORGET_NS`.
 Nothing here reads a clock: every call is told the time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from sidecar.fold.confidence import CallersOfConfidence, Pointed
 from sidecar.fold.histogram import FRAME_AGE_SECONDS, Distribution, Histogram
 from sidecar.fold.lines import ServingLines
 from sidecar.fold.requests import Measured, RecentRequests
@@ -68,6 +69,7 @@ class Reducer:
         self._limits = limits
         self._sources: dict[str, SourceState] = {}
         self._requests = RecentRequests()
+        self._callers = CallersOfConfidence()
         self._signatures = RecentSignatures()
         self.timelines = Timelines()
         self.lines = ServingLines()
@@ -152,16 +154,24 @@ class Reducer:
     def _remember(self, frame: Frame) -> None:
         self.timelines.update(frame)
         self.lines.update(frame)
+        source = frame.header.source.name
         match frame.body:
             case Requests() as body:
-                self._requests.measure(frame.header.source.name, body)
+                self._requests.measure(source, body)
+                self._point(self._callers.measure(source, body.requests))
             case Serving() as body:
                 self._requests.finish(body.finished)
+                self._point(self._callers.finish(body.finished))
                 self._requests.abort(body.aborted)
             case Signatures() as body:
-                self._signatures.update(frame.header.source.name, body)
+                self._signatures.update(source, body)
             case Scan() as body:
-                self._scans.update(frame.header.source.name, frame.header.t_ns, body)
+                self._scans.update(source, frame.header.t_ns, body)
+
+    def _point(self, exemplars: Iterable[Pointed]) -> None:
+        for pointed in exemplars:
+            if state := self._sources.get(pointed.source):
+                state.point(pointed.exemplar)
 
 
 def _rank(state: SourceState) -> tuple[str, int, int, int]:

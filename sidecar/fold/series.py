@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.fold.exemplars import Exemplar
 from sidecar.fold.histogram import (
     FIRST_TOKEN_SECONDS,
     OUTPUT_TOKEN_SECONDS,
@@ -140,6 +141,7 @@ class ServingSeries:
         for done in body.finished:
             reason = done.reason if done.reason in REASONS else OTHER_REASON
             self._finished[reason] += 1
+            self._point(done)
         self._finished["abort"] += len(body.aborted)
 
     def get(self) -> ServingTotals | None:
@@ -164,6 +166,13 @@ class ServingSeries:
             self._e2e.get(),
             self._queue.get(),
         )
+
+    def _point(self, done: Finished) -> None:
+        observed = [(self._first_token, done.time_to_first_token), (self._e2e, done.e2e)]
+        if _spoken([done]):
+            observed.append((self._output_token, done.time_per_output_token))
+        for histogram, value in observed:
+            histogram.point(Exemplar.of(value, done.end_ns, done.traceparent))
 
 
 def _spoken(finished: list[Finished]) -> list[Finished]:

@@ -7,6 +7,9 @@ of a life it replaced change nothing; the size is bounded whatever the source se
 from collections import deque
 from typing import Final, NamedTuple
 
+from sidecar.fold.confidence import confidence
+from sidecar.fold.exemplars import Exemplar
+from sidecar.fold.histogram import CONFIDENCE_RATIOS, Distribution, Histogram
 from sidecar.fold.series import LayerSeries, LayerTotals, ServingSeries, ServingTotals
 from sidecar.fold.stream import Stream, Tally
 from sidecar.fold.tables import TableSeries, TableTotals
@@ -16,6 +19,7 @@ from sidecar.wire.frame import (
     Header,
     Layers,
     Manifest,
+    Requests,
     Serving,
     Source,
     Status,
@@ -33,8 +37,9 @@ class SourceView(NamedTuple):
     heard_ns: when that frame was read, by our clock; 0 when none was.
     arrived_ns: when any frame of it was read, too old ones included.
     contested_ns: when a frame of a replaced life was last read; 0 when none was.
-    status, totals, tables, serving, manifest: empty unless a frame was accepted within the
-        staleness limit.
+    confidence: of the finished requests that it measured, see `fold.confidence`.
+    status, totals, tables, serving, manifest, confidence: empty unless a frame was accepted within
+        the staleness limit.
     """
 
     source: Source
@@ -49,6 +54,7 @@ class SourceView(NamedTuple):
     tables: tuple[TableTotals, ...]
     serving: tuple[ServingTotals, ...]
     manifest: Manifest | None = None
+    confidence: Distribution | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +109,12 @@ class SourceState:
             life.tables.get() if fresh else (),
             life.serving() if fresh else (),
             life.manifest if fresh else None,
+            life.confidence.get() if fresh else None,
         )
+
+    def point(self, exemplar: Exemplar) -> None:
+        """Take the exemplar of the confidence of a request that it measured."""
+        self._life.confidence.point(exemplar)
 
     def _is_superseded(self, header: Header, now_ns: int) -> bool:
         if header.boot == self._life.boot or not self._is_fresh(now_ns):
@@ -125,6 +136,7 @@ class _Life:
         self.manifest: Manifest | None = None
         self.layers = LayerSeries()
         self.tables = TableSeries()
+        self.confidence = Histogram(CONFIDENCE_RATIOS)
         self._serving: dict[int, ServingSeries] = {}
 
     def has_room(self, body: Body) -> bool:
@@ -141,6 +153,8 @@ class _Life:
                 self.tables.update(self.t_ns, body)
             case Serving() as body:
                 self._serving.setdefault(body.engine, ServingSeries()).update(self.t_ns, body)
+            case Requests() as body:
+                self.confidence.update([confidence(request) for request in body.requests])
             case Status() as body:
                 self.status = body
             case Manifest() as body:

@@ -491,8 +491,19 @@ _SERVING_HISTOGRAMS = (
     ),
 )
 
+_REQUEST_CONFIDENCE = _metric(
+    "request_confidence_ratio",
+    Kind.HISTOGRAM,
+    _MODEL,
+    "Mean probability of the likeliest token over the generated tokens of each finished request.",
+    unit="ratio",
+    normal="Set by the task; the shape is steady for one traffic mix.",
+    change="More requests on the left: some are uncertain, which a mean over all hides.",
+)
+
 _SERVING_METRICS = (
     *_SERVING_HISTOGRAMS,
+    _REQUEST_CONFIDENCE,
     _metric(
         "prompt_tokens",
         Kind.COUNTER,

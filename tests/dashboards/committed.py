@@ -79,6 +79,12 @@ def all_queries() -> list[Query]:
     return [query for name in NAMES for query in queries(name)]
 
 
+def expr_of(where: str) -> str:
+    """The expression of the one query of this id."""
+    [query] = [query for query in all_queries() if query.id == where]
+    return query.expr
+
+
 def variables(name: str) -> dict[str, dict[str, Any]]:
     """Its variables by name."""
     return {each["name"]: each for each in board(name)["templating"]["list"]}

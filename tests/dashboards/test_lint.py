@@ -2,10 +2,12 @@
 
 import re
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from sidecar.fold.drift.verdict import ChannelState
+from sidecar.publish.api.answers import SummaryLevel
 from sidecar.wire.signals import BY_ID
 from tests.dashboards.committed import (
     NAMES,
@@ -26,7 +28,7 @@ OF_THE_TARGET = {"namespace", "pod"}
 INTERVALS = {"$__rate_interval", "$__range"}
 BUILT_IN = {"__rate_interval", "__range"}
 MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
-RUNBOOK = re.compile(r"/docs/runbooks/(\w+)\.md$")
+RUNBOOK = re.compile(r"/(LLMInternals\w+)\.md$")
 
 each_board = pytest.mark.parametrize("name", NAMES)
 
@@ -50,6 +52,7 @@ def test_ids_are_given_once(name: str) -> None:
 @each_board
 def test_a_panel_says_what_it_shows_and_in_which_unit(name: str) -> None:
     """Title, unit, and a description; that of a family is in the words of the table."""
+    assert len(board(name)["description"]) > 40
     for panel in panels(name):
         unit = panel["fieldConfig"]["defaults"]["unit"]
         assert panel["title"]
@@ -85,6 +88,8 @@ def test_no_data_source_is_built_in(name: str) -> None:
         assert [t["datasource"] for t in panel["targets"]] == [chosen] * len(panel["targets"])
     for note in board(name)["annotations"]["list"]:
         assert note["datasource"] == chosen or note.get("builtIn") == 1
+        # Grafana reads the one or the other, by its release.
+        assert note.get("expr") == note.get("target", {}).get("expr")
     for variable in variables(name).values():
         assert variable.get("datasource", chosen) == chosen
 
@@ -136,6 +141,23 @@ def test_queries_are_about_what_is_published(name: str) -> None:
                 assert labels <= {*SERIES[series].labels, *OF_THE_TARGET}, query.id
 
 
+def test_states_are_those_that_there_are() -> None:
+    """A selector of a state that is never published would be quiet for ever."""
+    levels = set(get_args(SummaryLevel))
+    states = {"drift_state": set(ChannelState), "replica_state": set(ChannelState)}
+    states |= {"summary_state": levels, "weights": {"complete"}}
+    asked = [
+        (query.id, SERIES[series].id, values)
+        for query in all_queries()
+        for series, matchers in SELECTOR.findall(query.expr)
+        for label, _, values in MATCHER.findall(matchers)
+        if label == "state"
+    ]
+
+    assert {family for _, family, _ in asked} == set(states)
+    assert [each for each in asked if not set(each[2].split("|")) <= states[each[1]]] == []
+
+
 @each_board
 def test_rates_are_over_the_right_time(name: str) -> None:
     """A rate over $__rate_interval alone, an increase over all of the time shown."""
@@ -181,7 +203,7 @@ def test_links_lead_somewhere() -> None:
     """Runbooks are files of ours, dashboards are ours by their uid."""
     uids = {board(name)["uid"] for name in NAMES}
     urls = [url for name in NAMES for url in _urls(board(name))]
-    runbooks = [url for url in urls if "/runbooks/" in url]
+    runbooks = [url for url in urls if url.endswith(".md")]
     filled = [url.replace("${__data.fields.Alert}", "LLMInternalsTapDead") for url in runbooks]
 
     assert filled

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.boards.overview import VERDICT
 from dashboards.panels import PAGE, SUMMARY
 from sidecar.publish.fleet.metrics import exposition
 from tests.dashboards.asked import (
@@ -23,7 +22,7 @@ from tests.dashboards.asked import (
     value,
     wait_until_answered,
 )
-from tests.dashboards.committed import NAMES, Query, all_queries, filled_in
+from tests.dashboards.committed import NAMES, Query, all_queries, expr_of, filled_in
 from tests.dashboards.pretended import MODEL, TEXT, Pretended, published
 from tests.e2e.harness import get_text, wait_for
 from tests.monitoring import Job, Prometheus
@@ -148,24 +147,25 @@ def test_the_verdict_is_the_worst_that_is_true(namespace: str, prometheus: Prome
     """Of several pods it is that of the pod that is worst off."""
     chosen = {**ALL, "namespace": namespace, "pod": "p0|p1"}
 
-    assert value(prometheus, VERDICT, chosen) == SUMMARY[ANSWERS[namespace]]
+    assert (
+        value(prometheus, expr_of("overview: As usual? A"), chosen) == SUMMARY[ANSWERS[namespace]]
+    )
 
 
 def test_a_fleet_that_pages_is_a_page_of_the_overview(prometheus: Prometheus) -> None:
     """Its job is no pod that serves, and its verdict counts in its namespace all the same."""
     chosen = {**ALL, "namespace": "llm", "pod": "none"}
 
-    assert value(prometheus, VERDICT, chosen) == PAGE
+    assert value(prometheus, expr_of("overview: As usual? A"), chosen) == PAGE
 
 
 def test_means_are_those_of_the_exporter(prometheus: Prometheus, exporter: str) -> None:
     """The mean of each layer over all time shown is the sum over the count of /metrics."""
-    [query] = [q for q in all_queries() if q.id == "internals: Size (RMS) A"]
     samples = _samples(get_text(f"http://{exporter}/metrics"))
     over_all = {**CHOSEN, "__rate_interval": ALL["__range"]}
 
     def told() -> dict[str, float]:
-        found = prometheus.query(filled_in(query.expr, over_all))
+        found = prometheus.query(filled_in(expr_of("internals: Size (RMS) A"), over_all))
         return {each["metric"]["layer"]: float(each["value"][1]) for each in found}
 
     means = wait_for(lambda: len(told()) == NUM_LAYERS and told(), "a mean of each layer", 120.0)

@@ -11,6 +11,7 @@ import asyncio
 import json
 import secrets
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -68,10 +69,11 @@ class Traffic:
 
 @dataclass
 class Strike:
-    """What was done to the model: its `layer`, and the names of the tensors in it."""
+    """What was done to the model: its `layer`, the names of the tensors in it, and when (Unix)."""
 
     layer: int
     tensors: list[str]
+    at: float
 
 
 class Observatory:
@@ -127,9 +129,10 @@ class Observatory:
             json.dumps({"method": tampering.METHOD}).encode(),
             {"Content-Type": "application/json", gate.HEADER: self._tamper_key},
         )
+        at = time.time()
         with urllib.request.urlopen(request, timeout=120) as answer:
             told = json.load(answer)["results"][0]
-        return Strike(told["layer"], told["tensors"])
+        return Strike(told["layer"], told["tensors"], at)
 
     def _routes(self, folder: Path) -> Path:
         """The example that is shipped; both receivers are the pager, and nothing waits."""

@@ -1,11 +1,18 @@
-"""From a changed weight to the operator's pager, over the real components."""
+"""From a changed weight to the operator's pager, over the real components.
 
+The weights of the model are changed while it serves. Its canary notices, the sidecar's metrics say
+so, the shipped rule fires in Prometheus, and Alertmanager, with the shipped routes, calls a pager.
+Scrapes and evaluations are every two seconds here; the rule has no `for`.
+"""
+
+import re
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from tests.e2e.harness import wait_for
-from tests.e2e.observatory import POD, Observatory, Strike
+from tests.e2e.harness import ROOT, wait_for
+from tests.e2e.observatory import NAMESPACE, POD, Observatory, Strike
 
 pytestmark = pytest.mark.e2e
 
@@ -22,9 +29,22 @@ def page(observatory: Observatory, tampered: Strike) -> dict[str, Any]:
     return first
 
 
-def test_a_tampered_weight_reaches_the_pager(page: dict[str, Any]) -> None:
-    """The webhook is told which pod executes another model, and where to read what to do."""
+def test_a_tampered_weight_reaches_the_pager(page: dict[str, Any], tampered: Strike) -> None:
+    """The webhook is told which pod executes another model, once it does and not before."""
     assert page["status"] == "firing"
     assert page["labels"]["severity"] == "page"
-    assert page["labels"]["pod"] == POD
-    assert page["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{ALERT}.md")
+    assert (page["labels"]["namespace"], page["labels"]["pod"]) == (NAMESPACE, POD)
+    assert datetime.fromisoformat(page["startsAt"]).timestamp() > tampered.at
+
+
+def test_the_page_names_the_layer(page: dict[str, Any], tampered: Strike) -> None:
+    """Its description names the layer that was changed; no layer before that one moved."""
+    told = re.search(r"furthest first:([\d ]+)\.", page["annotations"]["description"])
+    assert told, page["annotations"]["description"]
+    assert min(map(int, told[1].split())) == tampered.layer
+
+
+def test_the_page_leads_to_a_runbook(page: dict[str, Any]) -> None:
+    """The last part of its address is a file of ours."""
+    *_, name = page["annotations"]["runbook_url"].split("/")
+    assert (ROOT / "docs" / "runbooks" / name).read_text().startswith(f"# {ALERT}\n")

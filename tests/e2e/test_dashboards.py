@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import pytest
 
 from dashboards import served
-from dashboards.boards import overview
 from dashboards.panels import PAGE
 from tests.dashboards.asked import (
     ALL,
@@ -21,7 +20,7 @@ from tests.dashboards.asked import (
     value,
     wait_until_answered,
 )
-from tests.dashboards.committed import NAMES, Query, all_queries, filled_in
+from tests.dashboards.committed import NAMES, Query, all_queries, expr_of, filled_in
 from tests.e2e.harness import wait_for
 from tests.e2e.observatory import NAMESPACE, POD, Observatory, Strike
 
@@ -50,7 +49,7 @@ def paged(observatory: Observatory, tampered: Strike) -> Strike:
     prometheus = observatory.prometheus
 
     def pages() -> bool:
-        found = prometheus.query(filled_in(overview.VERDICT, CHOSEN))
+        found = prometheus.query(filled_in(expr_of("overview: As usual? A"), CHOSEN))
         return [float(each["value"][1]) for each in found] == [PAGE]
 
     wait_for(pages, "the overview pages", PAGED_SECONDS, every=1.0)
@@ -109,7 +108,7 @@ def test_the_overview_says_since_when_and_in_which_layers(
     observatory: Observatory, answers: Mapping[Query, Answer], paged: Strike
 ) -> None:
     """The change is dated within the session, and the layers that alarm begin at the struck one."""
-    since = value(observatory.prometheus, _expr("overview: If not: since A"), CHOSEN) / 1000
+    since = value(observatory.prometheus, expr_of("overview: If not: since A"), CHOSEN) / 1000
     [worst] = [q for q in answers if q.id == "overview: If not: in which layers A"]
     last = {
         int(each["metric"]["layer"]): float(each["values"][-1][1])
@@ -125,7 +124,7 @@ def test_numbers_are_those_of_the_exporter(
 ) -> None:
     """Means of layers over all time shown are sums over counts of /metrics."""
     over_all = {**CHOSEN, "__rate_interval": ALL["__range"]}
-    found = observatory.prometheus.query(filled_in(_expr("internals: Size (RMS) A"), over_all))
+    found = observatory.prometheus.query(filled_in(expr_of("internals: Size (RMS) A"), over_all))
     samples = observatory.stack.samples()
     assert found
     for each in found:
@@ -141,16 +140,11 @@ def test_tokens_are_those_that_vllm_counts(
 ) -> None:
     """Over all time shown our panel and vLLM's own agree, but for what a scrape more brings."""
     over_all = {**CHOSEN, "__rate_interval": ALL["__range"]}
-    ours = value(observatory.prometheus, _expr("serving: Tokens C"), over_all)
-    theirs = value(observatory.prometheus, _expr("serving: Tokens (vLLM) B"), over_all)
+    ours = value(observatory.prometheus, expr_of("serving: Tokens C"), over_all)
+    theirs = value(observatory.prometheus, expr_of("serving: Tokens (vLLM) B"), over_all)
 
     assert ours > 0
     assert ours == pytest.approx(theirs, rel=0.1)
-
-
-def _expr(where: str) -> str:
-    [query] = [query for query in all_queries() if query.id == where]
-    return query.expr
 
 
 def _is(sample: str, name: str, labels: str) -> bool:

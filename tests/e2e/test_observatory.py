@@ -37,7 +37,7 @@ def test_the_model_answers_and_nobody_is_paged(observatory: Observatory) -> None
     pages = [alert for alert in observatory.prometheus.alerts() if _pages(alert)]
 
     assert pages == []
-    assert observatory.stack.source()["live"]
+    assert observatory.stack.source()["state"] == "live"
 
 
 def _pages(alert: dict[str, dict[str, str]]) -> bool:

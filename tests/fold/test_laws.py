@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sidecar.fold
-from sidecar.fold.histogram import Histogram
+from sidecar.fold.exemplars import Exemplar, Exemplars
+from sidecar.fold.histogram import Distribution, Histogram
 from sidecar.fold.windows import WINDOW_NS, Extremes, Stamped
 
 VALUES = st.lists(st.floats(-10, 10) | st.sampled_from([float("nan"), float("inf")]), max_size=5)
@@ -29,10 +30,18 @@ def stamped(draw: st.DrawFn) -> list[Stamped]:
     ]
 
 
+def exemplars() -> st.SearchStrategy[list[Exemplar]]:
+    one = st.builds(
+        Exemplar, st.floats(-10, 10), st.integers(0, 9), st.sampled_from("ab"), st.just("s")
+    )
+    return st.lists(one | st.none(), max_size=12)
+
+
 # How to make each fold, and a stream of its items.
 FOLDS: dict[type, tuple[Callable[[], Any], st.SearchStrategy[list[Any]]]] = {
     Histogram: (lambda: Histogram((0.0, 1.0, 4.0)), st.lists(VALUES, max_size=12)),
     Extremes: (Extremes, stamped()),
+    Exemplars: (lambda: Exemplars((0.0, 1.0, 4.0)), exemplars()),
 }
 
 
@@ -93,4 +102,6 @@ def _plain(result: Any) -> Any:
     # Sums of floats depend on the order of addition in the last digits.
     if isinstance(result, np.ndarray):
         return result.copy()
-    return result and result._replace(sum=round(result.sum, 9))
+    if not isinstance(result, Distribution):
+        return result
+    return result._replace(sum=round(result.sum, 9))

@@ -223,3 +223,37 @@ def test_an_unknown_cause_is_a_mistake_of_ours() -> None:
     """Causes are a closed set: they are labels."""
     with pytest.raises(KeyError):
         Reducer(LIMITS).refuse("because", NOW)
+
+
+@pytest.mark.parametrize("engine_first", [True, False])
+def test_confidence_is_counted_by_its_engine_and_pointed_to_by_its_caller(
+    engine_first: bool,
+) -> None:
+    """Each request once; a NaN, where no token was measured, in no bucket."""
+    engine, frontend = FakeSource(), FakeSource(FRONTEND)
+    silent = fakes.request("b-0badcafe", 1)
+    silent.tables = []
+    measured = engine.frame(Requests([0], [fakes.request("a-0badcafe", 1), silent]))
+    done = fakes.finished("a", traceparent=fakes.TRACEPARENT)
+    halves = [measured, frontend.frame(fakes.serving(done))]
+    view = next(
+        each
+        for each in fakes.reduced(*(halves if engine_first else halves[::-1])).get(NOW).sources
+        if each.source.role == "engine"
+    )
+    assert view.confidence is not None
+    assert view.confidence.num_values == 1
+    (found,) = filter(None, view.confidence.exemplars)
+    assert found.trace_id in fakes.TRACEPARENT
+    assert found.value == view.confidence.sum
+
+
+def test_a_new_life_counts_confidence_from_nothing() -> None:
+    """Like all that its source tells."""
+    reducer = fakes.reduced(
+        FakeSource(boot="boot-0001").frame(Requests([0], [fakes.request(num_layers=1)]))
+    )
+    reducer.update(FakeSource(boot="boot-0002").frame(fakes.live(), NOW + SECOND), NOW + SECOND)
+    (view,) = reducer.get(NOW + SECOND).sources
+    assert view.confidence is not None
+    assert view.confidence.num_values == 0

@@ -132,3 +132,33 @@ def test_front_ends_of_one_engine_add_up() -> None:
         assert both.running == 5
         assert both.e2e.num_values == 2
         assert (both.finished["stop"], both.finished["abort"]) == (1, 1)
+
+
+def test_a_request_whose_trace_is_recorded_stands_for_its_buckets() -> None:
+    """In each histogram that its front end can tell; another one's latest stays where it was."""
+    series = ServingSeries()
+    series.update(NOW, fakes.serving(fakes.finished("a", traceparent=fakes.TRACEPARENT)))
+    series.update(NOW, fakes.serving(fakes.finished("b")))
+    totals = series.get()
+    assert totals is not None
+    for held, value in (
+        (totals.first_token, 0.5),
+        (totals.output_token, 0.125),
+        (totals.e2e, 2.0),
+    ):
+        (found,) = filter(None, held.exemplars)
+        assert (found.value, found.t_ns) == (value, NOW)
+        assert f"00-{found.trace_id}-{found.span_id}-01" == fakes.TRACEPARENT
+    assert not any(totals.queue.exemplars)
+
+
+def test_a_request_of_one_token_stands_for_no_time_per_token() -> None:
+    """There is no second token, and no value was counted."""
+    done = fakes.finished("a", traceparent=fakes.TRACEPARENT)
+    done.generated_tokens = 1
+    series = ServingSeries()
+    series.update(NOW, fakes.serving(done))
+    totals = series.get()
+    assert totals is not None
+    assert any(totals.e2e.exemplars)
+    assert not any(totals.output_token.exemplars)

@@ -7,11 +7,13 @@ goes where. Each collector is one function, so that one that fails takes no othe
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Final
 
 from prometheus_client.core import Metric as Family
+from prometheus_client.samples import Exemplar as SampleExemplar
 
+from sidecar.fold.exemplars import Exemplar
 from sidecar.fold.histogram import Distribution
 from sidecar.fold.reducer import Snapshot
 from sidecar.fold.series import LayerTotals, ServingTotals
@@ -77,6 +79,19 @@ def serving(snapshot: Snapshot) -> Iterator[Family]:
     )
 
 
+def confidence(snapshot: Snapshot) -> Iterator[Family]:
+    """How sure the model was, of each engine that measures it, over all stages of its pipeline."""
+    engines: dict[tuple[str, str], Distribution] = {}
+    for view in snapshot.sources:
+        if view.confidence is None or view.totals is None or view.status is None:
+            continue
+        if "confidence" not in view.status.absent:
+            labels = (view.status.model_name, str(view.source.dp))
+            known = engines.get(labels)
+            engines[labels] = view.confidence if known is None else known.merge(view.confidence)
+    yield distribution("request_confidence_ratio", engines.items())
+
+
 def taps(snapshot: Snapshot) -> Iterator[Family]:
     """What each tap says of itself."""
     spoken = [(view, view.status) for view in snapshot.sources if view.status is not None]
@@ -129,6 +144,7 @@ def frames(snapshot: Snapshot) -> Iterator[Family]:
 COLLECTORS: Final[dict[str, Collector]] = {
     "coverage": coverage,
     "serving": serving,
+    "confidence": confidence,
     "taps": taps,
     "frames": frames,
 }
@@ -160,13 +176,21 @@ def distribution(metric_id: str, rows: Iterable[tuple[tuple[str, ...], Distribut
     for values, held in rows:
         labels = dict(zip(metric.labels, values, strict=True))
         cumulative = 0
-        for bound, count in zip((*held.bounds, float("inf")), held.counts, strict=True):
+        bounds = (*held.bounds, float("inf"))
+        for bound, count, exemplar in zip_longest(bounds, held.counts, held.exemplars):
             cumulative += count
             at_most = {**labels, "le": number(bound)}
-            made.add_sample(f"{metric.name}_bucket", at_most, float(cumulative))
+            # None where the bucket is empty, as when the frame that counted its value was lost.
+            shown = _shown(exemplar) if exemplar and count else None
+            made.add_sample(f"{metric.name}_bucket", at_most, float(cumulative), exemplar=shown)
         made.add_sample(f"{metric.name}_count", labels, float(cumulative))
         made.add_sample(f"{metric.name}_sum", labels, held.sum)
     return made
+
+
+def _shown(exemplar: Exemplar) -> SampleExemplar:
+    labels = {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id}
+    return SampleExemplar(labels, exemplar.value, exemplar.t_ns / 1e9)
 
 
 def reason_class(reason: str) -> str:

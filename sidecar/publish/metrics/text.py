@@ -29,8 +29,9 @@ def empty(metric: Metric) -> Family:
 
 def write(families: Iterable[Family], *, openmetrics: bool) -> str:
     """Text of `families`; those without samples are left out."""
+    line = _line_with_exemplar if openmetrics else _line
     return "".join(
-        _header(family, openmetrics=openmetrics) + "".join(map(_line, family.samples))
+        _header(family, openmetrics=openmetrics) + "".join(map(line, family.samples))
         for family in families
         if family.samples
     )
@@ -63,6 +64,15 @@ def _header(family: Family, *, openmetrics: bool) -> str:
 def _line(sample: Sample) -> str:
     labels = label_set(tuple(sample.labels), tuple(sample.labels.values()))
     return f"{sample.name}{labels} {number(sample.value)}\n"
+
+
+def _line_with_exemplar(sample: Sample) -> str:
+    exemplar = sample.exemplar
+    if exemplar is None:
+        return _line(sample)
+    labels = label_set(tuple(exemplar.labels), tuple(exemplar.labels.values()))
+    value, seconds = number(exemplar.value), f"{exemplar.timestamp:.3f}"
+    return f"{_line(sample)[:-1]} # {labels} {value} {seconds}\n"
 
 
 def _escaped(value: str) -> str:

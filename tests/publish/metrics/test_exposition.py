@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.samples import Exemplar
 
+from sidecar.fold.confidence import confidence
 from sidecar.fold.reducer import Reducer, Snapshot
 from sidecar.publish.metrics.collectors import family, reason_class
 from sidecar.publish.metrics.exposition import Build, Exposition, Scrape
 from sidecar.publish.metrics.selection import Selection
-from sidecar.wire.frame import Source
+from sidecar.wire.frame import Requests, Source, Status
 from sidecar.wire.signals import BY_ID, METRICS, PREFIX, Kind
 from tests import fakes
 from tests.fakes import FRONTEND, LIMITS, NOW, SECOND, FakeSource, Ticking
@@ -158,6 +160,60 @@ def test_serving_stats_are_told() -> None:
     assert found["time_per_output_token_seconds_sum", "tiny", "0"] == 0.25
 
 
+def exemplars(snapshot: Snapshot = SNAPSHOT) -> dict[str, Exemplar]:
+    """By family, of the one bucket that has one, as the stock parser reads them."""
+    body = exposition().render(snapshot, Scrape(OPENMETRICS)).decode()
+    return {
+        metric.name.removeprefix(PREFIX): sample.exemplar
+        for metric in parsed(body, OPENMETRICS)
+        for sample in metric.samples
+        if sample.exemplar is not None
+    }
+
+
+def test_histograms_name_the_trace_of_a_request_in_a_bucket() -> None:
+    """In the format that can: trace, caller's span, value and time."""
+    found = exemplars()
+    assert {name: each.value for name, each in found.items()} == {
+        "time_to_first_token_seconds": 0.5,
+        "time_per_output_token_seconds": 0.125,
+        "e2e_request_latency_seconds": 2.0,
+        "request_confidence_ratio": confidence(fakes.request()),
+    }
+    for each in found.values():
+        assert each.labels == {
+            "trace_id": fakes.TRACEPARENT.split("-")[1],
+            "span_id": fakes.TRACEPARENT.split("-")[2],
+        }
+        assert float(each.timestamp) == NOW / 1e9
+    assert "# {" not in exposition().render(SNAPSHOT, Scrape()).decode()
+
+
+def test_no_trace_is_named_in_an_empty_bucket() -> None:
+    """The frame that counted the first token may have been lost, and only the end arrived."""
+    told = fakes.serving(fakes.finished(traceparent=fakes.TRACEPARENT))
+    told.time_to_first_token = []
+    found = exemplars(fakes.reduced(FakeSource(FRONTEND).frame(told)).get(NOW))
+    assert set(found) == {"time_per_output_token_seconds", "e2e_request_latency_seconds"}
+
+
+def test_confidence_is_told_of_engines_that_measure_it() -> None:
+    """Over the stages of a pipeline, of which the last one does; where it is absent, not at all."""
+    engine, last = FakeSource(), FakeSource(Source("engine", 0, 1), "boot-0002")
+    unheard = fakes.live()
+    unheard.absent["confidence"] = "No logits: this engine embeds"
+    bodies = [fakes.layers(), Requests([0], [fakes.request(num_layers=1)])]
+
+    def counted(status: Status) -> list[float]:
+        frames = [engine.frame(status), engine.frame(fakes.layers())]
+        frames += [last.frame(each) for each in (status, *bodies)]
+        found = samples(fakes.reduced(*frames).get(NOW))
+        return [v for key, v in found.items() if key[0] == "request_confidence_ratio_count"]
+
+    assert counted(fakes.live()) == [1]
+    assert counted(unheard) == []
+
+
 def test_front_ends_of_one_engine_are_added() -> None:
     """Two API servers of one engine make one series; two engines make two."""
     bodies = [(0, fakes.serving(fakes.finished())), (1, fakes.serving(fakes.finished()))]
@@ -217,7 +273,7 @@ def test_every_frame_is_told() -> None:
     assert found["frames_lost_total", engine, "stale"] == 0
     assert found["frames_refused_total", "schema"] == 3
     assert found["frames_refused_total", "mac"] == 0
-    assert found["frame_age_seconds_count",] == 18
+    assert found["frame_age_seconds_count",] == 19
     assert found["frame_age_seconds_sum",] == 16 / 8
     assert found["last_frame_timestamp_seconds", engine] == NOW / 1e9 + 10
     assert found["sources",] == 4
@@ -283,6 +339,7 @@ def test_a_failing_collector_never_fails_the_scrape(caplog: pytest.LogCaptureFix
         "serving": 0,
         "taps": 1,
         "frames": 1,
+        "confidence": 1,
         "drift": 1,
         "traces": 1,
         "exporter": 1,

@@ -1,0 +1,1 @@
+"""`sidecar top`: the live page for people on a shell; one more client of the API."""
