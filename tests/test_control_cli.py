@@ -131,3 +131,23 @@ def test_it_runs_without_torch_and_without_the_exporter(path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert path.exists()
+
+
+def test_a_scan_asked_for_again_is_another_wish(path: Path, capsys) -> None:
+    """The number stays, and what is asked beside it; the id is a new one each time."""
+    assert cli.main(["control", "--layers", "0,5"]) == 0
+    ids = set()
+    for _ in range(2):
+        assert cli.main(["control", "--scan", "3"]) == 0
+        asked = control.read(path)
+        assert asked is not None
+        assert (asked.scan_requests, asked.layers) == (3, [0, 5])
+        ids.add(asked.scan_id)
+    assert cli.main(["control", "--attention-every", "8"]) == 0
+    kept = control.read(path)
+
+    assert len(ids) == 2
+    assert kept is not None
+    assert (kept.scan_requests, kept.scan_id) == (3, asked.scan_id)
+    assert cli.main(["control", "--scan", "65"]) == 2
+    assert "scan_requests" in capsys.readouterr().err

@@ -147,6 +147,7 @@ class Scanner:
             counted = np.ones(len(picked.owners), bool) if kept is None else kept[picked.groups]
             for owner, scan in enumerate(picked.scans):
                 mine = counted & (picked.owners == owner)
+                # Picked by a mask, so it is a copy: the memory is lent to another step.
                 self._keep(scan, picked.positions[mine], columns[mine])
         finally:
             self._ring.give_back(picked.loan)
@@ -229,7 +230,7 @@ class Scanner:
 
     def _keep(self, scan: Opened, positions: Ints, columns: NDArray[np.float32]) -> None:
         if len(positions) and self._num_held < MAX_HELD_BYTES:
-            scan.parts.append(_Rows(positions, columns.copy()))
+            scan.parts.append(_Rows(positions, columns))
             self._num_held += columns.nbytes
 
     def _parts(self, scan: Opened) -> Iterator[Scan]:
