@@ -58,19 +58,21 @@ UNITS: Final = {
 }
 # A heatmap draws a cell for each pixel that it gets, and more than these no eye tells apart.
 MAX_COLUMNS: Final = 240
+HUGE: Final = 1e18
 
 
 class Ask(NamedTuple):
     """One query of a panel.
 
     legend: name of each series, with labels in double braces.
-    is_now: only the latest value is wanted, one row for each series in a table.
+    is_now: only the value of this moment is wanted; one that has ended is not shown as if it were.
     has_exemplars: traces of single requests are drawn too.
     """
 
     expr: str
     legend: str = ""
     is_now: bool = False
+    is_table: bool = False
     has_exemplars: bool = False
     is_buckets: bool = False
 
@@ -146,8 +148,8 @@ def number(
     no_value: str = "",
     has_background: bool = False,
 ) -> stat.Panel:
-    """The latest value, large; `words` in its place where there are some."""
-    panel = _common(stat.Panel(), text, unit, [ask], span, height)
+    """The value of this moment, large; `words` in its place where there are some."""
+    panel = _common(stat.Panel(), text, unit, [ask._replace(is_now=True)], span, height)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     is_filled = common_model.BigValueColorMode.BACKGROUND
     panel.color_mode(is_filled if has_background else common_model.BigValueColorMode.VALUE)
@@ -164,7 +166,7 @@ def bars(
     text: Text, unit: str, ask: Ask, span: int = 8, height: int = 5, limit: float = 1.0
 ) -> bargauge.Panel:
     """One bar for each series, longest first as the query has them; red from `limit` on."""
-    panel = _common(bargauge.Panel(), text, unit, [ask], span, height)
+    panel = _common(bargauge.Panel(), text, unit, [ask._replace(is_now=True)], span, height)
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel.orientation(common_model.VizOrientation.HORIZONTAL)
     panel.display_mode(common_model.BarGaugeDisplayMode.BASIC)
@@ -201,6 +203,8 @@ def layers(
         .value(text.title.lower())
     )
     panel.y_axis(heatmap.YAxisConfig().unit("none").axis_label("layer").reverse(False))
+    # Else cells of 0 and below would not be drawn, which is half of what is around zero.
+    panel.filter_values(heatmap.FilterValueRange().le(-HUGE))
     return _cells(panel, unit)
 
 
@@ -246,7 +250,7 @@ def rows(
     columns: heading by label, in this order; `Value` is the number. Labels that are not named are
     not shown. links: title and address by heading.
     """
-    ask = Ask(expr, is_now=True)
+    ask = Ask(expr, is_now=True, is_table=True)
     panel = _common(table.Panel(), text, "none", [ask], span, height)
     panel.with_transformation(
         dashboard_model.DataTransformerConfig(
@@ -293,7 +297,7 @@ def _format(ask: Ask) -> prometheus_model.PromQueryFormat:
     formats = prometheus_model.PromQueryFormat
     if ask.is_buckets:
         return formats.HEATMAP
-    return formats.TABLE if ask.is_now else formats.TIME_SERIES
+    return formats.TABLE if ask.is_table else formats.TIME_SERIES
 
 
 def _runbook(alert: str) -> dashboard.DashboardLink:

@@ -22,6 +22,8 @@ FIRING: Final = ALERTS.replace("pending|firing", "firing").replace('alertstate=~
 REST: Final = {"phase": '="$phase"', "position": '="rest"'}
 OF_THE_PHASE: Final = {"phase": '="$phase"'}
 
+BASE_MODEL: Final = "base model"
+
 _FLEET: Final = frozenset(metric.id for metric in FLEET_METRICS)
 _SUFFIX: Final = {Kind.COUNTER: "_total", Kind.INFO: "_info"}
 
@@ -109,6 +111,11 @@ def largest(expr: str, *by: str) -> str:
 def smallest(expr: str, *by: str) -> str:
     """Minimum; by labels."""
     return _aggregated("min", expr, by)
+
+
+def by_adapter(expr: str) -> str:
+    """`expr` with a name for the base model, whose adapter is empty: that is no label at all."""
+    return f'label_replace({expr}, "adapter", "{BASE_MODEL}", "adapter", "")'
 
 
 def coded(family: str, values: dict[str, int], **matchers: str) -> str:

@@ -17,7 +17,9 @@ TRACES: Final = "http://localhost:6006"
 
 _ANY: Final = {"namespace": "", "pod": ""}
 _IN_NAMESPACE: Final = {"namespace": '=~"$namespace"', "pod": ""}
-_OF_MODEL: Final = {"model_name": '=~"$model"'}
+_PODS: Final = (
+    '{__name__=~"llm_internals_(build|engine)_info", namespace=~"$namespace", model_name=~"$model"}'
+)
 
 
 class Row(NamedTuple):
@@ -68,11 +70,12 @@ def _variables(others: Iterable[str]) -> Iterable[Builder[dashboard_model.Variab
         .description("The Prometheus that scrapes the sidecars.")
     )
     # Without `all_value`, All of pods is the pods of the model chosen, which families have that do
-    # not know the model. Of the others, All is everything, series without that label included.
+    # not know the model. Of the others, All is everything, series without that label included:
+    # so All of models has the pods of sidecars that hear no engine, too.
     yield _query("namespace", "Namespace", "namespace", series("build", **_ANY)).all_value(".*")
     engines = series("engine", **_IN_NAMESPACE, model_name="")
     yield _query("model", "Model", "model_name", engines).all_value(".*")
-    yield _query("pod", "Pod", "pod", series("engine", **_IN_NAMESPACE, **_OF_MODEL))
+    yield _query("pod", "Pod", "pod", _PODS)
     for name in others:
         yield _OTHERS[name]()
     yield (

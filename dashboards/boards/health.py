@@ -3,6 +3,7 @@
 from dashboards.panels import GREEN, GREY, RED, Ask, about, lines, number, states, unit_of
 from dashboards.panels import rows as table
 from dashboards.queries import (
+    by_adapter,
     increase,
     largest,
     mean,
@@ -98,7 +99,7 @@ _COVERAGE = Row(
         lines(
             about("Requests measured to their end", "observed_requests"),
             "suffix: /s",
-            [Ask(rate(series("observed_requests"), "adapter"), 'adapter "{{adapter}}"')],
+            [Ask(by_adapter(rate(series("observed_requests"), "adapter")), "{{adapter}}")],
             span=8,
             min=0,
         ),

@@ -6,6 +6,7 @@ from dashboards.panels import Ask, about, distribution, layers, lines, number, u
 from dashboards.queries import (
     OF_THE_PHASE,
     REST,
+    by_adapter,
     increase,
     largest,
     mean,
@@ -19,6 +20,7 @@ from dashboards.sdk import Builder
 from dashboards.shell import Board, Row
 
 _ALL_LAYERS = {**REST, "layer": ""}
+_LOGSUMEXP = f"avg by (adapter) ({series('token_logsumexp_window_mean')})"
 _SELECTED = "Left out by default; SIDECAR_METRICS_FILE asks for it."
 
 
@@ -103,7 +105,7 @@ _CONFIDENCE = Row(
             lines(
                 about(title, family),
                 unit,
-                [Ask(mean(family, "adapter"), 'adapter "{{adapter}}"')],
+                [Ask(by_adapter(mean(family, "adapter")), "{{adapter}}")],
                 span=6,
             )
             for family, title, unit in (
@@ -145,7 +147,7 @@ _LOGITS = Row(
         lines(
             about("Log-sum-exp of the logits", "token_logsumexp_window_mean"),
             "none",
-            [Ask(f"avg by (adapter) ({series('token_logsumexp_window_mean')})", '"{{adapter}}"')],
+            [Ask(by_adapter(_LOGSUMEXP), "{{adapter}}")],
             span=6,
         ),
         lines(

@@ -95,4 +95,4 @@ def value(prometheus: Prometheus, expr: str, values: Mapping[str, str]) -> float
 def check_answers(answers: Mapping[Query, Answer], check: Callable[[Query, Answer], str]) -> None:
     """Fail with every complaint that `check` has of an answer; "" is none."""
     complaints = [f"{q.id}: {said}" for q, found in answers.items() if (said := check(q, found))]
-    assert complaints == []
+    assert not complaints, "\n".join(complaints)

@@ -95,6 +95,28 @@ def test_no_data_source_is_built_in(name: str) -> None:
 
 
 @each_board
+def test_one_number_is_of_this_moment(name: str) -> None:
+    """What has ended is not shown as if it still were: neither a verdict nor the time it began."""
+    for panel in panels(name):
+        if panel["type"] in {"stat", "bargauge", "table"}:
+            assert [(t["instant"], t["range"]) for t in panel["targets"]] == [(True, False)]
+        else:
+            assert {(t["instant"], t["range"]) for t in panel["targets"]} == {(False, True)}
+
+
+def test_heatmaps_of_layers_draw_what_is_below_zero() -> None:
+    """Grafana leaves out cells up to a limit, by default all that are not above zero."""
+    maps = [p for name in NAMES for p in panels(name) if p["type"] == "heatmap"]
+    around_zero = [p for p in maps if "min" in p["options"]["color"]]
+
+    assert around_zero
+    for panel in around_zero:
+        colours = panel["options"]["color"]
+        assert colours["min"] == -colours["max"] < 0
+        assert panel["options"]["filterValues"]["le"] < colours["min"]
+
+
+@each_board
 def test_variables_narrow_each_other_and_offer_all(name: str) -> None:
     """Data source, namespace, model and pod are there; each asks within those before it."""
     found = variables(name)

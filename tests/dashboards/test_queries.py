@@ -126,6 +126,15 @@ def test_every_variable_offers_something(
     assert found == {each: wanted[each] for each in found}
 
 
+def test_the_base_model_has_a_name(answers: Mapping[Query, Answer]) -> None:
+    """Its adapter is empty: no label for Prometheus, the bare word in a legend of Grafana."""
+    found = [q for q in answers if "{{adapter}}" in q.legend]
+    assert found
+    for query in found:
+        names = {each["metric"].get("adapter", "") for each in answers[query]}
+        assert names == {"base model", "support", "other"}, query.id
+
+
 def test_a_choice_narrows_what_is_shown(
     prometheus: Prometheus, answers: Mapping[Query, Answer]
 ) -> None:
