@@ -27,7 +27,7 @@ from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
-from sidecar.publish.live import metrics as summary_metrics
+from sidecar.publish.live import metrics as live_metrics
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
@@ -62,14 +62,19 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
-    summary = summary_metrics.collector(watch.get)
-    collectors = {**COLLECTORS, "summary": summary, "drift": drift, "guard": guard.collect}
+    pulse = Pulse(intake, watch)
+    collectors = {
+        **COLLECTORS,
+        "summary": live_metrics.collector(watch.get),
+        "drift": drift,
+        "events": live_metrics.events_collector(pulse.get),
+        "guard": guard.collect,
+    }
     pusher = create_pusher(config, lambda: exposition.render(intake.get(), Scrape()))
     if tracer is not None:
         pushes = pusher.outcomes if pusher else dict
         collectors["traces"] = trace_metrics.collector(tracer.get, pushes)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    pulse = Pulse(intake, watch)
     return State(
         intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse, pusher
     )

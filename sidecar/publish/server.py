@@ -36,8 +36,8 @@ def serve(config: ExporterConfig) -> int:
     """
     _log_to_stderr()
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(_listen("METRICS", config.metrics_host, config.metrics_port))
-        api = stack.enter_context(_listen("API", config.api_host, config.api_port))
+        metrics = stack.enter_context(listen("METRICS", config.metrics_host, config.metrics_port))
+        api = stack.enter_context(listen("API", config.api_host, config.api_port))
         guard = create_guard(config)
         state = create_state(config, guard)
         stack.callback(state.stop)
@@ -61,7 +61,7 @@ def serve_fleet(config: FleetConfig) -> int:
     """
     _log_to_stderr()
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen("FLEET", config.fleet_host, config.fleet_port))
+        listener = stack.enter_context(listen("FLEET", config.fleet_host, config.fleet_port))
         fleet = create_fleet(config)
         stack.callback(fleet.stop)
         fleet.start()
@@ -69,6 +69,27 @@ def serve_fleet(config: FleetConfig) -> int:
         ready = f"sidecar fleet ready: metrics {_url(seat)}/metrics api {_url(seat)}/v1/drift\n"
         asyncio.run(_run([seat], ready))
     return 0
+
+
+def listen(name: str, host: str, port: int) -> socket.socket:
+    """A listening socket whose connections send at once what they are given.
+
+    name: METRICS, API or FLEET. Raises ConfigError when the address cannot be had.
+    """
+    key = f"{PREFIX}{name}"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        listener = socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; set another "
+            f"{key}_PORT or {key}_HOST"
+        ) from error
+    # Every connection inherits it. asyncio sets it for sockets of its own making only, and without
+    # it a body waits 40 ms for the client's delayed acknowledgement of its headers (Nagle's rule).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 class _Seat(NamedTuple):
@@ -130,23 +151,6 @@ def _stop(servers: Sequence[uvicorn.Server], hang_up: Callable[[], None]) -> Non
     hang_up()  # or a server would wait for those who listen to events
     for server in servers:
         server.should_exit = True
-
-
-def _listen(name: str, host: str, port: int) -> socket.socket:
-    key = f"{PREFIX}{name}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; set another "
-            f"{key}_PORT or {key}_HOST"
-        ) from error
-    # Every connection inherits it. asyncio sets it for sockets of its own making only, and without
-    # it a body waits 40 ms for the client's delayed acknowledgement of its headers (Nagle's rule).
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 def _url(seat: _Seat) -> str:

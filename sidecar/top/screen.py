@@ -207,4 +207,4 @@ def _figure(value: float | None) -> str:
 
 
 def _clock(seconds: float | None) -> str:
-    return UNKNOWN if seconds is None else time.strftime("%H:%M:%S", time.localtime(seconds))
+    return UNKNOWN if seconds is None else time.strftime("%H:%M:%S UTC", time.gmtime(seconds))

@@ -925,6 +925,44 @@ _DRIFT_METRICS = (
     ),
 )
 
+_LIVE_METRICS = (
+    _metric(
+        "event_clients",
+        Kind.GAUGE,
+        (),
+        "Clients that listen to /v1/events now.",
+        normal="As many as pages are open.",
+        change="64: no further one is served.",
+    ),
+    _metric(
+        "event_clients_failed",
+        Kind.COUNTER,
+        ("cause",),
+        "Clients of /v1/events by what went wrong: behind (events passed them by, they were told "
+        "to read anew), stalled (took nothing for 30 s, hung up on) or refused (one too many).",
+        normal="0.",
+        change="A slow network or a client that sleeps; ingest is not slowed by it.",
+    ),
+    _metric(
+        "event_errors",
+        Kind.COUNTER,
+        (),
+        "Exceptions of the thread that tells of events that were swallowed.",
+        unit="errors",
+        normal="0.",
+        change="A bug of ours: the live page stands still; see the sidecar's log.",
+    ),
+    _metric(
+        "lost_timeline_readings",
+        Kind.COUNTER,
+        (),
+        "Readings of layers or of serving that found no room in the last ten minutes' columns.",
+        unit="readings",
+        normal="0.",
+        change="More sources than fit; /v1/timeline lacks some, /metrics does not.",
+    ),
+)
+
 _TRACE_METRICS = (
     _metric(
         "traced_requests",
@@ -1025,6 +1063,7 @@ METRICS: Final = (
     *_HEALTH_METRICS,
     *_SUMMARY_METRICS,
     *_DRIFT_METRICS,
+    *_LIVE_METRICS,
     *_TRACE_METRICS,
 )
 

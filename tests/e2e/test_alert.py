@@ -6,6 +6,8 @@ Scrapes and evaluations are every two seconds here; the rule has no `for`.
 """
 
 import re
+import subprocess
+import sys
 from datetime import datetime
 from typing import Any
 
@@ -48,3 +50,15 @@ def test_the_page_leads_to_a_runbook(page: dict[str, Any]) -> None:
     """The last part of its address is a file of ours."""
     *_, name = page["annotations"]["runbook_url"].split("/")
     assert (ROOT / "docs" / "runbooks" / name).read_text().startswith(f"# {ALERT}\n")
+
+
+def test_a_shell_says_the_same(
+    observatory: Observatory, page: dict[str, Any], tampered: Strike
+) -> None:
+    """`sidecar top --once` says that the model is not as usual, where, and asks for somebody."""
+    command = [sys.executable, "-m", "sidecar", "top", "--once", "--url", observatory.stack.api_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert done.returncode == 1, done.stderr
+    assert "PAGE  The model does not behave as usual since" in done.stdout
+    assert f"from layer {tampered.layer} on" in " ".join(done.stdout.split())

@@ -26,7 +26,8 @@ from sidecar.publish.drift.judges import Canaries, DriftView, Judges
 from sidecar.publish.drift.panel import Panel, Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import MAX_BYTES, Keeper, Watch
-from sidecar.publish.live import metrics as summary_metrics
+from sidecar.publish.live import metrics as live_metrics
+from sidecar.publish.live.pulse import PulseView
 from sidecar.publish.metrics.collectors import COLLECTORS, Collector, family
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.traces.account import Account, TraceView
@@ -187,9 +188,11 @@ def collectors() -> dict[str, Collector]:
     account = Account(30, 8, dropped, 7, capacity=2048, num_taken=2, num_refused=3)
     pushes = {"taken": 4, "refused": 1, "failed": 2}
     view = TraceView({each: 9 - at for at, each in enumerate(Decision)}, 1, 2, 3, account)
+    pulse = PulseView(3, {"behind": 1, "stalled": 2, "refused": 3}, 4, 5)
     return {
         **COLLECTORS,
-        "summary": summary_metrics.collector(everything),
+        "events": live_metrics.events_collector(lambda: pulse),
+        "summary": live_metrics.collector(everything),
         "guard": _guarded,
         "drift": drift_metrics.collector(everything, lambda: rounds),
         "traces": trace_metrics.collector(lambda: view, lambda: pushes),

@@ -1,6 +1,7 @@
 """The real thing: `python -m sidecar serve`, fed by a real sender, read over HTTP."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.publish.server import _listen
+from sidecar.publish.server import listen
 from sidecar.store.baseline_file import write_baseline
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body, Source
@@ -82,6 +83,10 @@ class Served:
 
     def status(self) -> dict[str, Any]:
         read: dict[str, Any] = json.loads(self.get(f"{self.api_url}/v1/status")[1])
+        return read
+
+    def history(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.get(f"{self.api_url}/v1/drift/history")[1])
         return read
 
     def samples(self) -> dict[tuple[str, ...], float]:
@@ -223,7 +228,7 @@ def test_health_answers_while_metrics_are_rendered(served: Served, path: Path) -
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers() -> None:
     """A connection sends small pieces at once (TCP_NODELAY): else each answer may take 40 ms."""
     with (
-        _listen("METRICS", "127.0.0.1", 0) as listener,
+        listen("METRICS", "127.0.0.1", 0) as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as connection,
     ):
@@ -304,6 +309,61 @@ def test_what_drift_learnt_survives_a_restart(
     assert [each["note"] for each in told["deployments"]] == ["release 7"]
     assert told["keeping"] == ""
     assert told["recording"] == {"num_recorded": 0, "num_lost": 0, "num_removed": 0, "reason": ""}
+
+
+def test_a_verdict_that_changed_is_remembered_over_a_restart(
+    serve: Callable[..., Served], path: Path, tmp_path: Path
+) -> None:
+    """NaN in the model pages; the next life tells of it under the same number."""
+    options = ("--state-dir", str(tmp_path / "state"))
+    served, engine = serve(*options), SyntheticEngine()
+    tap = Sender(path, Source("engine"))
+    eventually(lambda: tap.send(engine.status()))
+    assert tap.send(engine.step())
+    engine.totals.nonfinite[3] = 7
+    assert tap.send(engine.step())
+    eventually(lambda: served.history()["now"]["integrity"] == "page")
+    told = served.history()["changes"]
+    summary = served.status()["summary"]
+    assert served.stop() == 0
+    tap.close()
+
+    assert (summary["level"], summary["layers"]) == ("page", [3])
+    assert "does not behave as usual since" in summary["sentence"]
+    assert (told[-1]["channel"], told[-1]["to"]) == ("integrity", "page")
+    assert serve(*options).history()["changes"][: len(told)] == told
+
+
+def test_events_reach_a_client_until_the_sidecar_ends(served: Served, path: Path) -> None:
+    """From a real tap to /v1/events and /v1/timeline; a signal lets the client go at once."""
+    engine, tap = SyntheticEngine(), Sender(path, Source("engine"))
+    eventually(lambda: tap.send(engine.status()))
+    host, port = served.api_url.removeprefix("http://").split(":")
+    listener = http.client.HTTPConnection(host, int(port), timeout=60)
+    listener.request("GET", "/v1/events")
+    reply = listener.getresponse()
+    kinds: set[str] = set()
+
+    def heard_columns() -> bool:
+        tap.send(engine.step())
+        line = reply.readline().decode()
+        if line.startswith("event: "):
+            kinds.add(line.removeprefix("event: ").strip())
+        return "column" in kinds
+
+    eventually(heard_columns)
+    timeline = json.loads(served.get(f"{served.api_url}/v1/timeline")[1])
+    code = served.stop()
+    rest = reply.read()
+    listener.close()
+    tap.close()
+    assert served.process.stderr is not None
+
+    assert kinds >= {"status", "column"}
+    assert timeline["layers"] == list(range(engine.num_layers))
+    assert timeline["columns"]
+    assert rest == b"" or rest.endswith(b"\n\n")
+    assert (code, served.process.stderr.read()) == (0, "")
 
 
 def test_a_hang_up_reads_the_baseline_again(serve: Callable[..., Served], tmp_path: Path) -> None:

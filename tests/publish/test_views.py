@@ -1,7 +1,9 @@
 """The routes of both ports."""
 
 import gzip
+import re
 import time
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -300,6 +302,19 @@ def test_every_route_says_what_it_answers(running: Sidecar) -> None:
     for path in (*V1, "/readyz"):
         content = paths[path]["get"]["responses"]["200"]["content"]
         assert "$ref" in content["application/json"]["schema"]
+
+
+def test_the_page_about_the_api_names_what_there_is(running: Sidecar) -> None:
+    """Every route of docs/api.md exists, every route is there, and so is every event."""
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    routes = re.findall(r"^\| `(GET|POST) (/[^`]+)`", page, re.MULTILINE)
+    described = running.api.get("/openapi.json").json()["paths"]
+
+    assert sorted(routes) == sorted(
+        (method.upper(), path) for path, methods in described.items() for method in methods
+    )
+    for event in ("status", "column", "drift", "request", "reset"):
+        assert f"| `{event}` |" in page
 
 
 def test_a_large_exposition_takes_less_than_a_second(running: Sidecar) -> None:

@@ -66,6 +66,14 @@ def test_rows_that_stopped_are_counted_in_seconds() -> None:
     assert layers.rows[0].latest == (0.19, 0.0)
 
 
+def test_a_truth_is_no_number() -> None:
+    """True is 1 to Python, and to nobody who looks at a screen."""
+    told = answers()
+    told["/v1/status"]["sources"][0]["last_frame_age_seconds"] = True
+
+    assert take(Sidecar(told), Choice()).sources[0].age is None
+
+
 @given(st.data())
 def test_any_json_gives_a_reading(data: st.DataObject) -> None:
     """Another release's answers, or a stranger's, are missing numbers and never an exception."""

@@ -33,6 +33,18 @@ class _Seen(NamedTuple):
     request: tuple[str, str, int] = ("", "", 0)
 
 
+class PulseView(NamedTuple):
+    """How the live half fares.
+
+    failed: clients by what went wrong. num_left_out: readings without room in the columns.
+    """
+
+    num_clients: int
+    failed: dict[str, int]
+    num_errors: int
+    num_left_out: int
+
+
 class Pulse:
     """Owns the feed and the only thread that publishes to it."""
 
@@ -56,6 +68,12 @@ class Pulse:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
+
+    def get(self) -> PulseView:
+        """How the live half fares now."""
+        left_out = self._intake.read(lambda r: r.timelines.num_left_out + r.lines.num_left_out)
+        feed = self.feed
+        return PulseView(feed.num_clients, feed.dropped(), self.num_errors, left_out)
 
     def turn(self) -> None:
         """Tell what is new; never raises."""

@@ -5,11 +5,12 @@ import pytest
 from sidecar.fold.drift.verdict import ChannelState
 from sidecar.fold.reducer import Snapshot
 from sidecar.publish.drift.judges import DriftView
-from sidecar.publish.live.metrics import collector
+from sidecar.publish.live.metrics import collector, events_collector
 from sidecar.publish.live.summary import summary_answer
 from tests import fakes
 from tests.fakes import NOW, FakeSource
 from tests.publish import drifting
+from tests.publish.live.room import Room
 
 QUIET = drifting.everything()._replace(channels=())
 
@@ -62,3 +63,25 @@ def test_an_armed_channel_makes_it_ok() -> None:
 
     assert states["ok"] == 1
     assert sum(states.values()) == 1
+
+
+def test_how_clients_and_columns_fare_is_published() -> None:
+    """As the pulse tells it at that scrape."""
+    room = Room()
+    room.pulse.feed.num_clients = 2
+    room.pulse.feed.drop("stalled")
+    collect = events_collector(room.pulse.get)
+    found = {
+        (sample.name.removeprefix("llm_internals_"), *sample.labels.values()): sample.value
+        for family in collect(room.intake.get())
+        for sample in family.samples
+    }
+
+    assert found == {
+        ("event_clients",): 2,
+        ("event_clients_failed_total", "behind"): 0,
+        ("event_clients_failed_total", "stalled"): 1,
+        ("event_clients_failed_total", "refused"): 0,
+        ("event_errors_total",): 0,
+        ("lost_timeline_readings_total",): 0,
+    }
