@@ -81,7 +81,7 @@ def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             Job("pods", [stack.enter_context(published(lambda _: (TEXT, text_of_pods())))]),
         ]
         folder = tmp_path_factory.mktemp("prometheus")
-        found = Prometheus(folder, jobs, (RULES,), seconds=1)
+        found = Prometheus(folder, jobs, (RULES,))
         stack.callback(found.stop)
         yield found.start()
 

@@ -107,3 +107,10 @@ def test_what_waits_is_bounded() -> None:
     pointed(callers, *(fakes.finished(f"s{k}", traceparent=SAMPLED) for k in range(5)))
     assert len(callers._finished) == 3
     assert len(pointed(callers, *(request(f"s{k}", 0.5) for k in range(5)))) == 3
+
+
+def test_the_latest_use_of_an_id_is_the_one_that_counts() -> None:
+    """Its caller named no recorded trace; that of the use before is not lent to it."""
+    callers = CallersOfConfidence()
+    first, second = fakes.finished("x", traceparent=SAMPLED), fakes.finished("x")
+    assert pointed(callers, first, second, request("x-0badcafe", 0.5)) == []

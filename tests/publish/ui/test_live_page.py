@@ -162,6 +162,9 @@ def test_what_moved_most_is_named_with_its_layer(page: Page) -> None:
 
     cells = page.eval_on_selector_all("#causes td:first-child", "all => all.map(e => e.innerText)")
     assert str(BAD_LAYER) in cells
+    page.click("#causes button >> nth=0")  # shows it in the picture of layers
+    page.wait_for_selector(f"#heat-readout:has-text('Layer {BAD_LAYER}, ')")
+    assert "signal=residual_rms" in page.url
     assert "canary" in text(page, "#drift-figure details summary")  # and what is not set up
 
 

@@ -23,10 +23,6 @@ export class Columns {
     return this.columns.at(-1)?.t_ns ?? null;
   }
 
-  get first() {
-    return this.columns[0] ?? null;
-  }
-
   /** Take an answer: its columns come after those that are here, or replace the latest. */
   take(answer) {
     if (!sameLayers(answer.layers, this.layers)) this.clear();

@@ -4,9 +4,11 @@
 
 import { badge, chooser, table, tableSwitch } from "./controls.js";
 import { byId, fill, h, svg } from "./dom.js";
-import { NONE, percent, span, time, words } from "./format.js";
+import { NONE, number, percent, span, time, words } from "./format.js";
 
 const SECOND = 1e9;
+// Streams of the detectors that the picture of layers can show, and under which signal.
+const PICTURED = [[/influence/, "block_influence"], [/peak/, "residual_peak"], [/rms|^residual$/, "residual_rms"]];
 const HOURS = [["0.25", "15 min"], ["1", "1 hour"], ["6", "6 hours"], ["24", "1 day"], ["168", "7 days"]];
 const ROW = 30;
 const BAR = 16;
@@ -15,8 +17,9 @@ const AXIS = 22;
 
 /** The timeline of channels, the causes, and a table of changes. */
 export class DriftSection {
-  constructor(settings, link) {
-    Object.assign(this, { settings, link });
+  /** onShow(signal, phase, layer): somebody wants to see a cause in the picture of layers. */
+  constructor(settings, link, onShow) {
+    Object.assign(this, { settings, link, onShow });
     this.drift = null;
     this.changes = [];
     this.span = chooser("Span", (hours) => settings.set("hours", hours));
@@ -106,14 +109,21 @@ export class DriftSection {
       return;
     }
     const rows = worst.causes.slice(0, 8).map((cause) => [
-      cause.layer === null ? NONE : `${cause.layer}`,
-      words([cause.signal || cause.stream, cause.phase].filter(Boolean).join(", ")),
-      h("span", { title: cause.side === "high" ? "above what is usual" : "below what is usual" }, cause.side === "high" ? "▲ above" : "▼ below"),
-      shareBar(cause.share),
-      cause.since_ns ? time(cause.since_ns, false) : NONE,
+      cause.layer === null ? NONE : String(cause.layer), this.#signalOf(cause),
+      cause.side === "high" ? "above" : "below", shareBar(cause.share), cause.since_ns ? time(cause.since_ns, false) : NONE,
     ]);
-    const columns = [{ title: "Layer", isNumber: true }, { title: "Signal" }, { title: "Side" }, { title: "Of its limit" }, { title: "Since" }];
-    fill(place, h("p", { class: "quiet" }, badge(worst.state, worst.channel), ` ${worst.reason}`), table("What moved most", columns, rows));
+    const columns = [{ title: "Layer" }, { title: "Signal" }, { title: "Usual", help: "above or below what is usual" },
+      { title: "Of its limit" }, { title: "Since" }];
+    fill(place, h("p", { class: "quiet", title: worst.reason }, badge(worst.state, worst.channel), ` ${worst.state}`), table("What moved most", columns, rows));
+  }
+
+  /** A cause in words; where the picture of layers can show it, a button that does. */
+  #signalOf(cause) {
+    const text = words([cause.signal || cause.stream, cause.phase].filter(Boolean).join(", "));
+    const signal = cause.layer === null ? null : PICTURED.find(([pattern]) => pattern.test(cause.signal))?.[1];
+    if (!signal) return text;
+    const show = () => this.onShow(signal, cause.phase, cause.layer);
+    return h("button", { type: "button", class: "link-like", title: "Show it over time", on: { click: show } }, text);
   }
 
   #showTable() {
@@ -153,7 +163,7 @@ function changeMark(x, y) {
 function shareBar(share) {
   const bar = h("i");
   bar.style.width = `${Math.min(100, 50 * (share ?? 0))}%`; // the limit is at half of the bar
-  return h("span", { class: "share", data: share >= 1 ? { over: "" } : {} }, h("span", { class: "rail" }, bar), percent(share));
+  return h("span", { class: "share", data: share >= 1 ? { over: "" } : {} }, h("span", { class: "rail" }, bar), share >= 2 ? `${number(share)} times` : percent(share));
 }
 
 function ticks(place, fromNs, toNs, height, width) {

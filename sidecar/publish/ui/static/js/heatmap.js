@@ -15,8 +15,10 @@ export class Heatmap {
     this.source = document.createElement("canvas"); // one pixel for each cell
     this.picture = null;
     this.at = null;
-    canvas.addEventListener("pointermove", (event) => this.point(this.#cellAt(event)));
-    canvas.addEventListener("pointerleave", () => this.point(null));
+    this.pointer = ""; // where on the screen the pointer was last
+    addEventListener("pointerdown", (event) => this.#hasMoved(event), { capture: true });
+    canvas.addEventListener("pointermove", (event) => this.#hasMoved(event) && this.point(this.#cellAt(event)));
+    canvas.addEventListener("pointerleave", (event) => this.#hasMoved(event) && this.point(null));
     canvas.addEventListener("keydown", (event) => this.#onKey(event));
     canvas.addEventListener("blur", () => this.point(null));
     new ResizeObserver(() => this.paint()).observe(canvas);
@@ -120,7 +122,9 @@ export class Heatmap {
     for (const { column, text } of columnTicks) {
       const at = x + ((column + 0.5) * width) / numColumns;
       context.fillRect(Math.round(at), y + height + 1, 1, 4);
-      if (at > x + 14 && at < x + width - 14) context.fillText(text, at, y + height + 18);
+      // A label at an edge is moved inwards rather than cut off.
+      const half = context.measureText(text).width / 2;
+      context.fillText(text, Math.min(x + width - half, Math.max(x + half, at)), y + height + 18);
     }
   }
 
@@ -136,6 +140,14 @@ export class Heatmap {
     const left = x + this.at.column * cell.width;
     const top = y + height - (this.at.row + 1) * cell.height;
     style.transform = `translate(${left}px, ${top}px)`;
+  }
+
+  /** Whether the pointer has moved, and not only the page beneath it. */
+  #hasMoved({ screenX, screenY }) {
+    const place = `${screenX} ${screenY}`;
+    const hasMoved = place !== this.pointer;
+    this.pointer = place;
+    return hasMoved;
   }
 
   #cellAt(event) {

@@ -27,6 +27,7 @@ export class LayersSection {
     this.sources = [];
     this.isTable = false;
     this.problem = null;
+    this.wanted = null; // the layer to point at in the next picture
     this.isHeld = false;
     this.heldNs = null; // the end of the picture while it is held
     this.heatmap = new Heatmap(byId("heat"), byId("heat-cross"), (cell) => this.#read(cell));
@@ -64,6 +65,16 @@ export class LayersSection {
   reset() {
     this.columns.clear();
     this.heldNs = null;
+    this.show();
+  }
+
+  /** Show a signal of a phase, with the cursor on a layer as soon as its picture is there. */
+  showCause(signal, phase, layer) {
+    this.wanted = layer;
+    this.settings.set("signal", signal);
+    if (phase) this.settings.set("phase", phase);
+    this.settings.set("position", "rest");
+    byId("layers").scrollIntoView({ block: "start" });
     this.show();
   }
 
@@ -110,6 +121,7 @@ export class LayersSection {
     const { cells, at } = columns.slots(numColumns, endNs, scale === "z" ? "z" : "values");
     this.at = at;
     this.endNs = endNs;
+    this.heatmap.canvas.style.maxHeight = `${60 + 46 * columns.layers.length}px`; // few layers: low rows
     const [low, high] = scale === "z" ? [-SCORE_LIMIT, SCORE_LIMIT] : clampedRange(cells);
     const colours = ramp(scale === "z" ? "score" : "value");
     this.heatmap.show({
@@ -119,11 +131,21 @@ export class LayersSection {
       columnTicks: timeTicks(numColumns, endNs, columns.seconds),
     });
     this.#showLegend(scale, low, high, colours);
+    this.#pointAtWanted();
+  }
+
+  #pointAtWanted() {
+    const row = this.columns.layers.indexOf(this.wanted);
+    const column = this.at.findLastIndex((each) => each?.values[row] === each?.values[row] && each);
+    if (row < 0 || column < 0) return;
+    this.wanted = null;
+    this.heatmap.point({ row, column });
   }
 
   #numColumns() {
     const chosen = this.settings.get("minutes");
-    const { seconds, first } = this.columns;
+    const { seconds } = this.columns;
+    const first = this.columns.columns.find((column) => column.rows);
     if (chosen !== "auto") return Math.min(CAPACITY, Math.round((Number(chosen) * 60) / seconds));
     const here = first ? (this.#endNs() - first.t_ns) / SECOND / seconds + 1 : 0;
     return Math.min(CAPACITY, Math.max(60, Math.ceil(here / 30) * 30));

@@ -78,9 +78,10 @@ export class LinesSection {
     const groups = grouped(this.answer.lines);
     const figure = byId("lines-figure");
     if (!this.answer.t_ns.length) return void fill(figure, h("p", { class: "quiet" }, "Nothing has been served yet."));
-    const x = this.answer.t_ns.map((ns) => ns / 1e9);
+    const from = firstKnown(this.answer);
+    const x = this.answer.t_ns.slice(from).map((ns) => ns / 1e9);
     for (const [title, names] of groups) {
-      const data = [x, ...names.map((name) => this.answer.lines[name].values)];
+      const data = [x, ...names.map((name) => this.answer.lines[name].values.slice(from))];
       const known = this.charts.get(title);
       if (known && known.names.join() === names.join()) known.plot.setData(data);
       else this.#make(title, names, data);
@@ -118,6 +119,13 @@ export class LinesSection {
     const rows = times.map((ns, at) => [time(ns), ...names.map((name) => number(lines[name].values[at]))]).toReversed().slice(0, 120);
     fill(byId("lines-table"), table("Trends, latest first", columns, rows));
   }
+}
+
+/** The first second of which anything is known: an engine that loads has nothing to tell. */
+function firstKnown({ t_ns: times, lines }) {
+  const all = Object.values(lines);
+  const found = times.findIndex((_, at) => all.some(({ values }) => values[at] !== null));
+  return Math.max(0, found);
 }
 
 /** Lines with what came after them, the last CAPACITY seconds. */

@@ -18,7 +18,7 @@ const NUM_REQUESTS = 12;
 const link = new Link();
 const settings = new Settings(onChoice);
 const layers = new LayersSection(settings, link);
-const drift = new DriftSection(settings, link);
+const drift = new DriftSection(settings, link, (...cause) => layers.showCause(...cause));
 const lines = new LinesSection();
 const requests = new RequestsSection(link);
 let isPaused = false;
