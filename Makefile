@@ -16,7 +16,7 @@ KERNELS_PYTHON ?= $(BIN)/python
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
 READY := .venv/.stamp
 TOOLS := .tools/.stamp
-SOURCES := $(wildcard bench dashboards examples sidecar tests)
+SOURCES := $(wildcard bench dashboards examples helm sidecar tests)
 
 .PHONY: help
 help: ## list these commands
@@ -88,6 +88,13 @@ bench: setup ## what the tap costs: tokens per second with the tap on over tap o
 .PHONY: kernels
 kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...
 	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: chart
+chart: setup ## write the values' schema and the patches anew, lint the chart, pack it into build/
+	@mkdir -p build
+	@PYTHONPATH=. $(BIN)/python -m helm.schema
+	@PYTHONPATH=. $(BIN)/python -m helm.patches
+	@PYTHONPATH=. $(BIN)/python -m helm.pack build
 
 .PHONY: clean
 clean: ## remove caches, compiled graphs, logs and tools; keeps .venv

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Puts prometheus, promtool, alertmanager and amtool into a folder, from Debian's packages, without
-# installing anything.
+# Puts prometheus, promtool, alertmanager, amtool and docker-compose into a folder, from Debian's
+# packages, without installing anything.
 # Guarantee: needs no root, changes no file outside FOLDER and the cache, and starts no daemon.
 # Usage: scripts/prometheus.sh FOLDER
 set -euo pipefail
 
-programs=(promtool prometheus alertmanager amtool)
+programs=(promtool prometheus alertmanager amtool docker-compose)
 folder=$(mkdir -p "$1/bin" && cd "$1" && pwd)
 
 found() { # found PROGRAM: where the machine has it already, by its own name or by Debian's
@@ -54,6 +54,8 @@ take() { # take "PACKAGE..." APT-OPTION...: the programs out of these packages
     dpkg-deb -x "$deb" "$work/tree" || return
   done
   bring_templates || return
+  local plugin=$work/tree/usr/libexec/docker/cli-plugins/docker-compose
+  [[ ! -e $plugin ]] || cp "$plugin" "$work/tree/usr/bin/docker-compose" || return
   for program in "${programs[@]}"; do
     "$work/tree/usr/bin/$program" --version &&
       rm -f "$folder/bin/$program" &&
@@ -80,11 +82,12 @@ newest() { # Debian's rolling suite has Prometheus 3, and promtool in a package 
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg signed=
   [[ -e $keyring ]] && signed="[signed-by=$keyring]"
   echo "deb $signed $(mirror) sid main" >"$work/sid.list"
-  take "promtool prometheus prometheus-alertmanager" -o Dir::Etc::SourceList="$work/sid.list" \
+  take "promtool prometheus prometheus-alertmanager docker-compose" -o Dir::Etc::SourceList="$work/sid.list" \
     -o Dir::Etc::SourceParts="$work/parts"
 }
 
 own() { # the suite that this machine runs; older, and good enough for what is asked here
+  programs=(promtool prometheus alertmanager amtool) # its Compose is of another age; tests say so
   rm -rf "$work/tree" && take "prometheus prometheus-alertmanager"
 }
 

@@ -176,6 +176,8 @@ class ExporterConfig(Shared, Judging):
         in memory alone.
     record: whether every request is recorded there, for `sidecar baseline fit`; never its words.
     baseline_file: the reference that traffic is compared with; none means that it is not compared.
+    baseline_source_file: JSON file that says where the baseline is fetched from, into
+        `baseline_file`, and its checksum; none fetches nothing.
     baseline_key_file: ed25519 public key that the baseline file must be signed by; none means
         unsigned files are read.
     canary_url: root of the served model's API, of this replica alone; none sends no canaries.
@@ -209,6 +211,7 @@ class ExporterConfig(Shared, Judging):
     max_age_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 10.0
     record: bool = False
     baseline_file: Path | None = None
+    baseline_source_file: Path | None = None
     baseline_key_file: Path | None = None
     canary_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
     canary_model: str | None = None
@@ -260,6 +263,7 @@ class FleetConfig(Judging):
     fleet_replica_label: label whose value names a replica.
     fleet_api_label: label that holds the address of an exporter's API, where there is one.
     fleet_api_port: where it is absent, the API is at this port of the host in `instance`.
+    fleet_api_token_file: file with the token that the exporters' API asks for.
     fleet_host, fleet_port: where the job's own /metrics, health and API are served.
     fleet_poll_seconds: time between rounds of asking.
     fleet_timeout_seconds: most time that one answer may take.
@@ -273,10 +277,15 @@ class FleetConfig(Judging):
     fleet_replica_label: Annotated[str, Field(min_length=1)] = "instance"
     fleet_api_label: str = "llm_internals_api"
     fleet_api_port: Annotated[int, Field(ge=1, le=65535)] = API_PORT
+    fleet_api_token_file: Path | None = None
     fleet_host: str = "0.0.0.0"  # noqa: S104 - Prometheus scrapes from another pod
     fleet_port: Annotated[int, Field(ge=0, le=65535)] = FLEET_PORT
     fleet_poll_seconds: Annotated[float, Field(ge=0.1, le=3600.0)] = 30.0
     fleet_timeout_seconds: Annotated[float, Field(ge=0.1, le=60.0)] = 5.0
+
+    def fleet_api_token(self) -> bytes | None:
+        """What the exporters' API asks for; None when it asks for nothing."""
+        return _secret("FLEET_API_TOKEN_FILE", self.fleet_api_token_file)
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:

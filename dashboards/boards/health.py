@@ -330,9 +330,40 @@ _TRACES = Row(
         ),
     ),
 )
+_LIVE = Row(
+    "The live page's events",
+    (
+        lines(
+            about("Clients", "event_clients"),
+            "none",
+            [Ask(summed(series("event_clients"), "pod"), "{{pod}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about("Clients in trouble", "event_clients_failed"),
+            "short",
+            [Ask(increase(series("event_clients_failed"), "cause"), "{{cause}}")],
+            span=8,
+            min=0,
+        ),
+        lines(
+            about(
+                "Exceptions, and readings without room", "event_errors", "lost_timeline_readings"
+            ),
+            "short",
+            [
+                Ask(increase(series("event_errors")), "exceptions"),
+                Ask(increase(series("lost_timeline_readings")), "readings"),
+            ],
+            span=8,
+            min=0,
+        ),
+    ),
+)
 BOARD = Board(
     "health",
     "LLM internals / Sidecar health",
     "Whether what the other dashboards show can be trusted: taps, coverage, frames, exporter.",
-    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER, _TRACES),
+    (_TAPS, _COVERAGE, _FRAMES, _EXPORTER, _TRACES, _LIVE),
 )

@@ -20,6 +20,7 @@ from sidecar.publish.canary.suite import Suite, read_suite
 from sidecar.publish.drift import metrics as drift_metrics
 from sidecar.publish.drift import views as drift_views
 from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.judges import Judges
 from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
@@ -51,7 +52,7 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     key = config.key()
     limits = Limits(int(config.stale_seconds * 1e9), int(config.max_age_seconds * 1e9))
     terms = Terms(config.preset, config.window_ns)
-    baselines = Baselines(terms, config.baseline_file, config.baseline_key_file)
+    baselines = create_baselines(config, terms)
     suite = read_suite(config.canary_suite) if config.canary_url else None
     watch = create_watch(config, baselines, suite)
     runner = None
@@ -75,9 +76,31 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
         pushes = pusher.outcomes if pusher else dict
         collectors["traces"] = trace_metrics.collector(tracer.get, pushes)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    return State(
-        intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse, pusher
-    )
+    state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
+    return state._replace(fetcher=create_fetcher(config, state), pusher=pusher)
+
+
+def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
+    """Who reads the baseline. Raises ConfigError when it is fetched and has no place to go."""
+    is_fetched = config.baseline_source_file is not None
+    if is_fetched and config.baseline_file is None:
+        raise ConfigError(
+            f"{PREFIX}BASELINE_SOURCE_FILE: what is fetched needs a place; set "
+            f"{PREFIX}BASELINE_FILE to a path this user can write"
+        )
+    path, key_path = config.baseline_file, config.baseline_key_file
+    baselines = Baselines(terms, path, key_path, is_fetched=is_fetched)
+    if is_fetched:
+        baselines.put_aside()
+    return baselines
+
+
+def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
+    """What fetches the baseline; None where it is not fetched."""
+    if config.baseline_source_file is None or config.baseline_file is None:
+        return None
+    source, target = config.baseline_source_file, config.baseline_file
+    return Fetcher(source, target, state.baselines.check, state.reload)
 
 
 def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
+from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.watch import Watch
 from sidecar.publish.intake import Intake
 from sidecar.publish.live.pulse import Pulse
@@ -67,6 +68,7 @@ class State(NamedTuple):
     control_path: file that steers the tap beside this sidecar; None when there is none.
     tracer: sends spans; likewise.
     pulse: tells of events as they happen; None where nobody could listen.
+    fetcher: fetches the baseline; None where it is a file of the operator's.
     pusher: pushes metrics; None when it was not asked for.
     """
 
@@ -78,6 +80,7 @@ class State(NamedTuple):
     control_path: Path | None = None
     tracer: Tracer | None = None
     pulse: Pulse | None = None
+    fetcher: Fetcher | None = None
     pusher: Pusher | None = None
 
     def start(self) -> None:
@@ -92,9 +95,13 @@ class State(NamedTuple):
             self.pulse.start()
         if self.runner is not None:
             self.runner.start()
+        if self.fetcher is not None:
+            self.fetcher.start()
 
     def stop(self) -> None:
         """Ask and read no more, judge what was read, and keep it."""
+        if self.fetcher is not None:
+            self.fetcher.stop()
         if self.runner is not None:
             self.runner.stop()
         if self.pulse is not None:

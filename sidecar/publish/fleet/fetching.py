@@ -6,6 +6,7 @@ are followed. Everything that is not an answer is a FleetError with a cause out 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -38,12 +39,18 @@ class Limits(NamedTuple):
 
 
 async def fetch(
-    client: httpx.AsyncClient, url: str, params: Mapping[str, str], limits: Limits
+    client: httpx.AsyncClient,
+    url: str,
+    params: Mapping[str, str],
+    limits: Limits,
+    token: bytes | None = None,
 ) -> bytes:
-    """The body of a GET. Raises FleetError."""
+    """The body of a GET; `token` is sent as a bearer's. Raises FleetError."""
+    headers = {} if token is None else {b"Authorization": b"Bearer " + token}
     try:
+        request = client.build_request("GET", url, params=dict(params), headers=headers)
         async with asyncio.timeout(limits.seconds):
-            return await _fetch(client, url, params, limits.max_bytes)
+            return await _fetch(client, request, limits.max_bytes)
     except TimeoutError as error:
         message = f"{shown(url)}: no whole answer within {limits.seconds:g} s"
         raise FleetError("slow", message) from error
@@ -68,10 +75,10 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-async def _fetch(
-    client: httpx.AsyncClient, url: str, params: Mapping[str, str], max_bytes: int
-) -> bytes:
-    async with client.stream("GET", url, params=dict(params)) as reply:
+async def _fetch(client: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> bytes:
+    url = str(request.url)
+    reply = await client.send(request, stream=True)
+    async with contextlib.aclosing(reply):
         if reply.status_code != httpx.codes.OK:
             raise FleetError("status", f"{shown(url)}: answered with status {reply.status_code}")
         if reply.headers.get("content-encoding", "identity") != "identity":

@@ -103,6 +103,7 @@ class Fleet:
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._config = config
+        self._token = config.fleet_api_token()
         self._clock_ns = clock_ns
         self._memory = _Memory(file)
         self._lock = threading.Lock()
@@ -188,11 +189,10 @@ class Fleet:
     ) -> _Answer:
         terms = Terms(self._config.window_ns, self._clock_ns())
         after = self._cursors.get(exporter.name, 0)
+        seconds = self._config.fleet_timeout_seconds
         async with room:
             try:
-                return await pull(
-                    client, exporter, after, terms, self._config.fleet_timeout_seconds
-                )
+                return await pull(client, exporter, after, terms, seconds, self._token)
             except FleetError as error:
                 return error
 

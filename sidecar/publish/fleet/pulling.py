@@ -65,13 +65,21 @@ class Terms(NamedTuple):
 
 
 async def pull(
-    client: httpx.AsyncClient, exporter: Exporter, after: int, terms: Terms, seconds: float
+    client: httpx.AsyncClient,
+    exporter: Exporter,
+    after: int,
+    terms: Terms,
+    seconds: float,
+    token: bytes | None = None,
 ) -> Pulled:
-    """Windows that `exporter` closed after cursor `after`. Raises FleetError."""
+    """Windows that `exporter` closed after cursor `after`. Raises FleetError.
+
+    token: what its API asks for; it is sent to no other address.
+    """
     url = f"{exporter.url}/v1/windows"
     cursor, told, is_cut = after, list[Told](), True
     for _ in range(_MAX_PAGES):
-        body = await fetch(client, url, {"after": str(cursor)}, Limits(seconds))
+        body = await fetch(client, url, {"after": str(cursor)}, Limits(seconds), token)
         answer = _decoded(body, url)
         try:
             told += [_told(answer, each, terms) for each in answer.windows]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from sidecar.config import FleetConfig
@@ -18,6 +19,7 @@ from tests.fold.drift import fleets
 from tests.fold.drift.fleets import LENGTH, NUM_STREAMS, START, shift
 from tests.publish.hosts import (
     PROMETHEUS,
+    Answer,
     FakeExporter,
     FakePrometheus,
     Hosts,
@@ -289,6 +291,30 @@ def test_the_label_of_the_api_wins_over_the_port() -> None:
     ]
     assert list(states(view)) == ["vllm-0", "vllm-1", "vllm-2"]
     assert world.prometheus.queries[0] == "up{a='b'}"
+
+
+def test_the_token_is_shown_to_exporters_and_to_nobody_else(tmp_path: Path) -> None:
+    """An API that asks for a token is read, and Prometheus never sees it."""
+    file = tmp_path / "token"
+    file.write_text("0123456789abcdef\n")
+    shown: dict[str, set[str | None]] = {}
+    world = World()
+    world.job = Fleet(CONFIG.model_copy(update={"fleet_api_token_file": file}), None, world.clock)
+
+    def noting(host: str, answer: Answer) -> Answer:
+        async def noted(request: httpx.Request) -> httpx.Response:
+            shown.setdefault(host, set()).add(request.headers.get("Authorization"))
+            return await answer(request)
+
+        return noted
+
+    for host, answer in list(world.hosts.answers.items()):
+        world.hosts.answers[host] = noting(host, answer)
+    world.run(2)
+
+    assert shown.pop("prometheus") == {None}
+    assert len(shown) == 4
+    assert set.union(*shown.values()) == {"Bearer 0123456789abcdef"}
 
 
 def test_a_restart_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The Helm chart, and the two programs that make it."""
