@@ -54,8 +54,6 @@ take() { # take "PACKAGE..." APT-OPTION...: the programs out of these packages
     dpkg-deb -x "$deb" "$work/tree" || return
   done
   bring_templates || return
-  local plugin=$work/tree/usr/libexec/docker/cli-plugins/docker-compose
-  [[ ! -e $plugin ]] || cp "$plugin" "$work/tree/usr/bin/docker-compose" || return
   for program in "${programs[@]}"; do
     "$work/tree/usr/bin/$program" --version &&
       rm -f "$folder/bin/$program" &&

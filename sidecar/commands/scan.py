@@ -47,7 +47,9 @@ def _list(told: dict[str, Any]) -> None:
         state = "complete" if scan["is_complete"] else "runs"
         left_out = f", {scan['num_rows_left_out']} left out" if scan["num_rows_left_out"] else ""
         print(f"{scan['id']}  {scan['source']}  {scan['num_columns']} rows{left_out}  {state}")
-    if not told["scans"]:
+    if told["wish_problem"]:
+        print(f"what was asked for is not obeyed: {told['wish_problem']}")
+    elif not told["scans"]:
         print("no request was scanned; ask for one with `sidecar control --scan 1`, then send it")
 
 

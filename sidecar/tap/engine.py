@@ -348,6 +348,8 @@ class EngineTap:
         detail = "disarmed after too many errors; see the engine's log, then restart it"
         failed = self._sites() & set(self._guard.disarmed)
         absent = self._instruments.absent | dict.fromkeys(failed, detail)
+        if not self._config.scans and self._layer_ids:
+            absent["scan"] = "switched off; set SIDECAR_SCANS=1 and restart the engine"
         # A longer reason would have the whole status refused.
         return {group: reason[:MAX_LONG_TEXT] for group, reason in absent.items()}
 

@@ -16,6 +16,7 @@ from sidecar.tap.orders import Orders, Wish
 from sidecar.tap.signature import evenly
 from sidecar.tap.slab import Selection, Slab
 from sidecar.wire.control import Control
+from sidecar.wire.scan import MAX_SHED_LEVEL
 
 _LEAST_LAYERS: Final = 2  # the first and the last
 _NUM_KEPT: Final = 64  # selections; one in use on a device must not be freed under it
@@ -109,14 +110,8 @@ class Governor:
             confidence_every=_or(control.confidence_every, config.confidence_every),
             shed_level=shed_level,
             revision=control.revision,
-            scan=self._scan(control, level),
+            scan=_scan(control, shed_level),
         )
-
-    def _scan(self, control: Control, level: Level) -> Wish | None:
-        # A scan reads every layer: none begins while the budget leaves layers out.
-        if control.scan_requests is None or not self._config.scans or level.layers > 1:
-            return None
-        return Wish(control.scan_id or control.revision, control.scan_requests)
 
     def _select(self, layers: list[int] | None, level: Level) -> Selection | None:
         """The layers that are left; None for all of them."""
@@ -132,6 +127,12 @@ class Governor:
         if len(self._selections) > _NUM_KEPT:
             del self._selections[next(iter(self._selections))]
         return selection
+
+
+def _scan(control: Control, shed_level: int) -> Wish | None:
+    if control.scan_requests is None or shed_level > MAX_SHED_LEVEL:
+        return None
+    return Wish(control.scan_id or control.revision, control.scan_requests)
 
 
 def _or(wish: int | None, otherwise: int) -> int:

@@ -19,6 +19,7 @@ PROMPT_ROWS: Final = 512  # the last of the prompt
 ANSWER_ROWS: Final = 512  # the first after it
 MAX_ROWS: Final = PROMPT_ROWS + ANSWER_ROWS
 MAX_REQUESTS: Final = 64  # that one wish of the operator's may name
+MAX_SHED_LEVEL: Final = 3  # beyond, the tap leaves layers out, and begins no scan of them all
 CONFIDENCE: Final = GROUPS["confidence"].signals
 
 _NUM_SIGNALS: Final = len(LAYER_SIGNALS)

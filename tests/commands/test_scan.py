@@ -80,6 +80,14 @@ def test_none_says_how_to_get_one(api: Api, capsys: pytest.CaptureFixture[str]) 
     assert "`sidecar control --scan 1`" in capsys.readouterr().out
 
 
+def test_a_wish_that_is_not_obeyed_is_told(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the reason, in place of advice that would not help."""
+    api.pages["/v1/scans"] = scans_answer([], None, "e0: the budget").model_dump_json()
+    assert cli.main(["scan", "--url", api.url]) == 0
+
+    assert capsys.readouterr().out == "what was asked for is not obeyed: e0: the budget\n"
+
+
 def test_a_table_fits_a_shell(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     """Of many layers ten, the first and the last among them; what is not there is a dash."""
     assert cli.main(["scan", "cmpl-1-0", "--signal", "residual_peak", "--url", api.url]) == 0

@@ -94,14 +94,16 @@ def test_after_a_long_silence_growth_belongs_to_the_end() -> None:
 
 
 def test_a_restarted_source_begins_anew_without_forgetting() -> None:
-    """Smaller totals of a new life are no growth, and what was is kept."""
+    """Totals of a new life, be they less or more, are no growth, and what was is kept."""
     told = Told()
     for seconds, rows in ((0, 0), (1, 6), (2, 6)):
         told.hear(totals(rows, 1.0), seconds)
     for seconds, rows in ((3, 2), (4, 5), (5, 5)):
         told.hear(totals(rows, 1.0), seconds, boot="two")
+    for seconds, rows in ((6, 50), (7, 51), (8, 51)):
+        told.hear(totals(rows, 1.0), seconds, boot="three")
 
-    assert told.see().rows[:, 0].tolist() == [0, 6, 0, 0, 3]
+    assert told.see().rows[:, 0].tolist() == [0, 6, 0, 0, 3, 0, 0, 1]
 
 
 def test_stages_of_one_engine_are_one_picture() -> None:
@@ -150,8 +152,8 @@ def test_the_start_is_what_was_usual_at_first() -> None:
 
     np.testing.assert_allclose(start.mean, np.mean(logs[1:-1]), rtol=1e-5)
     np.testing.assert_allclose(start.sd, np.std(logs[1:-1], ddof=1), rtol=1e-5)
-    told.hear(totals(1, 1.0), 900, boot="two")
-    told.hear(Layers([0], 1, 1, Coverage([0] * 4), Arrays.zeros(1).pack()), 901, boot="two")
+    for seconds in (900, 901):
+        told.hear(Layers([0], 1, 1, Coverage([0] * 4), sums.pack()), seconds, boot="two")
     assert not told.see().start.is_known
 
 

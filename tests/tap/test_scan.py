@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.tap import probes, scan
+from sidecar.tap.budget import LEVELS
 from sidecar.tap.orders import Wish
 from sidecar.tap.ring import NUM_LOANS, Ring
 from sidecar.tap.roster import Roster
@@ -18,7 +19,7 @@ from sidecar.tap.scan import MAX_OPEN, Picked, Scanner
 from sidecar.tap.slab import Slab
 from sidecar.wire import scan as wire
 from sidecar.wire.frame import MAX_BYTES
-from sidecar.wire.scan import CONFIDENCE, Rows, Scan
+from sidecar.wire.scan import CONFIDENCE, MAX_SHED_LEVEL, Rows, Scan
 from tests.tap.test_steering import ROWS, Engine
 
 LAYERS = [3, 5]
@@ -491,10 +492,12 @@ def test_an_operator_may_forbid_scans(tmp_path, guard) -> None:
 
     assert scans_of(engine) == []
     assert not hasattr(engine.tap.scanner, "_ring")
+    assert "SIDECAR_SCANS=1" in engine.status().absent["scan"]
 
 
 def test_no_scan_begins_while_the_budget_leaves_layers_out(engine) -> None:
     """It would read them all; the wish waits until the tap has calmed down."""
+    assert [LEVELS[level].layers for level in (MAX_SHED_LEVEL, MAX_SHED_LEVEL + 1)] == [1, 2]
     engine.tap.governor._budget.level = 4
     engine.ask(scan_requests=1)
     engine.step()

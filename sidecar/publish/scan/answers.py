@@ -4,7 +4,7 @@ Guarantees: every number is the one that was told; what was not measured, or is 
 null; an answer holds at most `scan.MAX_ROWS` columns, and says how many rows it leaves out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidecar.fold.scans import Scanned
+from sidecar.fold.source import SourceView
 from sidecar.wire.control import Control
-from sidecar.wire.scan import CONFIDENCE, MAX_REQUESTS
+from sidecar.wire.frame import Status
+from sidecar.wire.scan import CONFIDENCE, MAX_REQUESTS, MAX_SHED_LEVEL
 from sidecar.wire.signals import FAMILY_OF, LAYER_SIGNALS, SUMMARY_OF, Phase
 
 NOT_TOLD: Final = "no request of this id was scanned, or others have taken its place"
@@ -59,7 +61,8 @@ class ScanEntry(BaseModel):
 class ScansAnswer(BaseModel):
     """Scanned requests, latest first.
 
-    wish: what was asked for last; null when nothing was. wish_problem: why that cannot be read.
+    wish: what was asked for last; null when nothing was. wish_problem: why it cannot be read, or
+    which engine does not obey it yet, and why; empty when nothing is wrong.
     """
 
     wish: WishAnswer | None
@@ -124,6 +127,25 @@ def scans_answer(
     """All of `scanned`, without their rows."""
     entries = [ScanEntry(**_entry(each)) for each in scanned]
     return ScansAnswer(wish=wish, wish_problem=wish_problem, scans=entries)
+
+
+def not_obeying(wish: WishAnswer | None, sources: Iterable[SourceView]) -> str:
+    """Which engine begins no scan although the operator wishes it, and why."""
+    if wish is None or not wish.num_requests:
+        return ""
+    told = [(view.name, _reason(view.status, wish)) for view in sources if view.status is not None]
+    return "; ".join(f"{name}: {reason}" for name, reason in told if reason)
+
+
+def _reason(status: Status, wish: WishAnswer) -> str:
+    if not status.num_layers:  # a front end, or a rank that another one speaks for
+        return ""
+    if reason := status.absent.get("scan"):
+        return reason
+    if status.shed_level > MAX_SHED_LEVEL:
+        level = f"the budget leaves layers out (level {status.shed_level})"
+        return f"{level}; the wish waits until it does not, or raise SIDECAR_BUDGET_SHARE"
+    return "" if status.control == wish.revision else "it has not read the wish yet"
 
 
 def scan_answer(scanned: Scanned, others: Sequence[Scanned] = ()) -> ScanAnswer:

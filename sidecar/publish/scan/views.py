@@ -27,6 +27,7 @@ def scans(state: Shared) -> Response:
     try:
         asked = control.read(state.control_path) if state.control_path else None
         wish = answers.wish_answer(asked) if asked else None
+        problem = answers.not_obeying(wish, state.intake.get().sources)
     except ConfigError as error:
         problem = str(error)
     return _json(answers.scans_answer(state.intake.scans(), wish, problem))

@@ -14,7 +14,7 @@ from sidecar.publish.state import State
 from sidecar.wire import control
 from sidecar.wire.control import Control
 from sidecar.wire.frame import Body, Source, pack
-from sidecar.wire.scan import CONFIDENCE, MAX_REQUESTS, Rows
+from sidecar.wire.scan import CONFIDENCE, MAX_REQUESTS, MAX_SHED_LEVEL, Rows
 from sidecar.wire.signals import LAYER_SIGNALS
 from sidecar.wire.synthetic import SyntheticEngine
 from tests import fakes
@@ -206,6 +206,32 @@ def test_a_control_that_cannot_be_read_is_named(sidecar: Sidecar, path: Path) ->
 
     assert told["wish"] is None
     assert "control.json" in told["wish_problem"]
+
+
+def test_an_engine_that_does_not_obey_is_named_with_the_reason(
+    sidecar: Sidecar, path: Path
+) -> None:
+    """It has not read the wish, the budget forbids it, or scans are switched off there."""
+    status = fakes.live()
+    sidecar.hear(status)
+
+    def problem() -> str:
+        return str(sidecar.api.get("/v1/scans").json()["wish_problem"])
+
+    assert problem() == ""
+    control.write(path, Control(scan_requests=1, revision="r8"))
+    assert problem() == "engine-dp0-pp0-tp0: it has not read the wish yet"
+    status.control = "r8"
+    sidecar.hear(status)
+    assert problem() == ""
+    status.shed_level = MAX_SHED_LEVEL + 1
+    sidecar.hear(status)
+    assert "the budget leaves layers out (level 4)" in problem()
+    status.absent["scan"] = "switched off; set SIDECAR_SCANS=1"
+    sidecar.hear(status)
+    assert problem() == "engine-dp0-pp0-tp0: switched off; set SIDECAR_SCANS=1"
+    control.write(path, Control(scan_requests=0, revision="r9"))
+    assert problem() == ""
 
 
 def test_synthetic_scans_look_like_true_ones(sidecar: Sidecar) -> None:
