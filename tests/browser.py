@@ -65,7 +65,11 @@ def opened(
 ) -> Iterator[tuple[Page, Seen]]:
     """The live page of a sidecar, once it has shown its first answer."""
     seen = Seen(api_url)
-    page = browser.new_page(viewport=WIDE, color_scheme=theme)  # type: ignore[arg-type]
+    page = browser.new_page(
+        viewport=WIDE,  # type: ignore[arg-type]
+        color_scheme=theme,  # type: ignore[arg-type]
+        timezone_id="UTC",
+    )
     page.set_default_timeout(PATIENCE_MS)
     seen.watch(page)
     try:

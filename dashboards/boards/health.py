@@ -303,10 +303,16 @@ _TRACES = Row(
             min=0,
         ),
         lines(
-            about("Batches, and exceptions", "span_batches", "trace_errors"),
+            about(
+                "Messages to the receiver, and exceptions",
+                "span_batches",
+                "metric_pushes",
+                "trace_errors",
+            ),
             "short",
             [
-                Ask(increase(series("span_batches"), "outcome"), "{{outcome}}"),
+                Ask(increase(series("span_batches"), "outcome"), "spans, {{outcome}}"),
+                Ask(increase(series("metric_pushes"), "outcome"), "metrics, {{outcome}}"),
                 Ask(increase(series("trace_errors")), "exceptions"),
             ],
             span=8,

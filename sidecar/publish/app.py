@@ -3,6 +3,7 @@
 /metrics and health are for the pod network, the API is not: hence two apps over one state.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from fastapi import APIRouter, FastAPI
@@ -31,10 +32,10 @@ from sidecar.publish.live import metrics as live_metrics
 from sidecar.publish.live import views as live_views
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.collectors import COLLECTORS
-from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.metrics.exposition import Exposition, Scrape
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.scan import views as scan_views
-from sidecar.publish.state import State, Tracer
+from sidecar.publish.state import Pusher, State, Tracer
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
@@ -70,11 +71,13 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
         "events": live_metrics.events_collector(pulse.get),
         "guard": guard.collect,
     }
+    pusher = create_pusher(config, lambda: exposition.render(intake.get(), Scrape()))
     if tracer is not None:
-        collectors["traces"] = trace_metrics.collector(tracer.get)
+        pushes = pusher.outcomes if pusher else dict
+        collectors["traces"] = trace_metrics.collector(tracer.get, pushes)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
     state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
-    return state._replace(fetcher=create_fetcher(config, state))
+    return state._replace(fetcher=create_fetcher(config, state), pusher=pusher)
 
 
 def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
@@ -111,6 +114,17 @@ def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
     from sidecar.publish.traces.tracer import create_tracer as create  # noqa: PLC0415
 
     return create(config, watch.get)
+
+
+def create_pusher(config: ExporterConfig, render: Callable[[], bytes]) -> Pusher | None:
+    """What pushes metrics, if that is asked for. Raises ConfigError when there is no receiver."""
+    if not config.otlp_metrics_seconds:
+        return None
+    if config.otlp_endpoint is None:
+        raise ConfigError(f"{PREFIX}OTLP_METRICS_SECONDS: set {PREFIX}OTLP_ENDPOINT to a receiver")
+    from sidecar.publish.traces.pushing import create_pusher as create  # noqa: PLC0415 - likewise
+
+    return create(config, render)
 
 
 def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:

@@ -48,6 +48,19 @@ class Tracer(Protocol):
         """What became of every request and span."""
 
 
+class Pusher(Protocol):
+    """What pushes metrics: `traces.pushing.Pusher`, or a fake."""
+
+    def start(self) -> None:
+        """Begin to push."""
+
+    def stop(self) -> None:
+        """End."""
+
+    def outcomes(self) -> dict[str, int]:
+        """Messages so far by what became of them."""
+
+
 class State(NamedTuple):
     """The living parts of one sidecar; both apps share them.
 
@@ -56,6 +69,7 @@ class State(NamedTuple):
     tracer: sends spans; likewise.
     pulse: tells of events as they happen; None where nobody could listen.
     fetcher: fetches the baseline; None where it is a file of the operator's.
+    pusher: pushes metrics; None when it was not asked for.
     """
 
     intake: Intake
@@ -67,12 +81,15 @@ class State(NamedTuple):
     tracer: Tracer | None = None
     pulse: Pulse | None = None
     fetcher: Fetcher | None = None
+    pusher: Pusher | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
         self.watch.start()
         if self.tracer is not None:
             self.tracer.start()
+        if self.pusher is not None:
+            self.pusher.start()
         self.intake.start()
         if self.pulse is not None:
             self.pulse.start()
@@ -93,6 +110,8 @@ class State(NamedTuple):
         self.watch.stop()
         if self.tracer is not None:
             self.tracer.stop()
+        if self.pusher is not None:
+            self.pusher.stop()
 
     def hang_up(self) -> None:
         """Let go of everybody who listens to events."""

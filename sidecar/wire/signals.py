@@ -1041,6 +1041,15 @@ _TRACE_METRICS = (
         normal="taken only.",
         change="refused: the receiver is away, slow or strict; the sidecar's log says why.",
     ),
+    _metric(
+        "metric_pushes",
+        Kind.COUNTER,
+        ("outcome",),
+        "Messages of pushed metrics (SIDECAR_OTLP_METRICS_SECONDS): taken, refused by the "
+        "receiver, or failed before they were sent.",
+        normal="taken only.",
+        change="refused: see span_batches; failed: a bug of ours.",
+    ),
 )
 
 METRICS: Final = (

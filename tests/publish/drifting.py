@@ -186,6 +186,7 @@ def collectors() -> dict[str, Collector]:
     rounds = {"complete": 3, "partial": 1}
     dropped = {"queue_full": 4, "not_taken": 5, "shutdown": 6}
     account = Account(30, 8, dropped, 7, capacity=2048, num_taken=2, num_refused=3)
+    pushes = {"taken": 4, "refused": 1, "failed": 2}
     view = TraceView({each: 9 - at for at, each in enumerate(Decision)}, 1, 2, 3, account)
     pulse = PulseView(3, {"behind": 1, "stalled": 2, "refused": 3}, 4, 5)
     return {
@@ -194,7 +195,7 @@ def collectors() -> dict[str, Collector]:
         "summary": live_metrics.collector(everything),
         "guard": _guarded,
         "drift": drift_metrics.collector(everything, lambda: rounds),
-        "traces": trace_metrics.collector(lambda: view),
+        "traces": trace_metrics.collector(lambda: view, lambda: pushes),
     }
 
 

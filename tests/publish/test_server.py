@@ -170,7 +170,7 @@ def test_frames_become_metrics_and_go_when_their_engine_does(served: Served, pat
 
     tap.close()
     frontend.close()
-    eventually(lambda: not [key for key in served.samples() if "synthetic" in key], 6)
+    eventually(lambda: not [key for key in served.samples() if "synthetic" in key])
     code, reply = served.get(f"{served.metrics_url}/readyz")
     assert code == 503
     assert "silent for" in json.loads(reply)["reasons"][0]

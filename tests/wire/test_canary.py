@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import string
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,8 @@ SECRET = b"a secret of the operator's, 32 b"
 NOW_MS = 1_790_000_000_000
 CANARIES = st.builds(
     Canary,
-    prompt=st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True),
+    # Not from the pattern itself, which takes ten times as long to draw.
+    prompt=st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_size=64),
     round_ms=st.integers(NOW_MS - MAX_AGE_MS, NOW_MS + MAX_AHEAD_MS),
 )
 

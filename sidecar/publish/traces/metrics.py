@@ -9,8 +9,8 @@ from sidecar.publish.metrics.collectors import Collector, family
 from sidecar.publish.traces.account import TraceView
 
 
-def collector(get: Callable[[], TraceView]) -> Collector:
-    """A collector of what `get` tells at each scrape."""
+def collector(get: Callable[[], TraceView], pushes: Callable[[], dict[str, int]]) -> Collector:
+    """A collector of what `get` and `pushes` (by outcome) tell at each scrape."""
 
     def collect(snapshot: Snapshot) -> Iterator[Family]:  # noqa: ARG001 - the seam's
         view = get()
@@ -27,5 +27,7 @@ def collector(get: Callable[[], TraceView]) -> Collector:
         yield family("span_queue_capacity", [((), account.capacity)])
         batches = {"taken": account.num_taken, "refused": account.num_refused}
         yield family("span_batches", (((outcome,), n) for outcome, n in batches.items()))
+
+        yield family("metric_pushes", (((outcome,), n) for outcome, n in pushes().items()))
 
     return collect

@@ -26,7 +26,7 @@ EVALUATION: Final = "gen_ai.evaluation.result"
 FIRST_PIECE: Final = f"{PREFIX}first_token"
 SERVICE: Final = "llm-internals-sidecar"
 _UNKNOWN: Final = "unknown_service"
-_SCOPE: Final = InstrumentationScope("llm_internals_sidecar", sidecar.__version__)
+SCOPE: Final = InstrumentationScope("llm_internals_sidecar", sidecar.__version__)
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
@@ -84,7 +84,7 @@ def request_span(
         status=Status(StatusCode.ERROR if is_error else StatusCode.UNSET),
         start_time=start_ns,
         end_time=end_ns,
-        instrumentation_scope=_SCOPE,
+        instrumentation_scope=SCOPE,
     )
 
 
@@ -116,7 +116,7 @@ def drift_span(before: str, verdict: DriftVerdict, now_ns: int, who: Resource) -
         status=Status(StatusCode.UNSET),
         start_time=start_ns,
         end_time=now_ns,
-        instrumentation_scope=_SCOPE,
+        instrumentation_scope=SCOPE,
     )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -188,11 +189,11 @@ def test_a_cell_tells_the_value_that_the_api_tells(live: Live, page: Page) -> No
     assert found, told
     assert int(found[1]) == NUM_LAYERS - 4
     columns = live.get("timeline?signal=residual_rms")["columns"]
-    here = [(each["values"][NUM_LAYERS - 4], each["rows"]) for each in columns if each["values"]]
-    assert any(
-        abs(value - float(found[3])) <= 0.005 * value and rows == int(found[5])
-        for value, rows in here
-    )
+    by_time = {f"{datetime.fromtimestamp(c['t_ns'] // SECOND, UTC):%H:%M:%S}": c for c in columns}
+    column = by_time[found[2][-8:]]
+    assert float(found[3]) == pytest.approx(column["values"][NUM_LAYERS - 4], rel=0.005)
+    assert float(found[4]) == pytest.approx(column["z"][NUM_LAYERS - 4], abs=0.3)
+    assert int(found[5]) == column["rows"]
 
 
 def test_pointing_at_a_cell_reads_it_and_paints_nothing(page: Page) -> None:
