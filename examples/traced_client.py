@@ -1,6 +1,6 @@
 """A client whose requests are part of a trace: the sidecar's spans hang below this one's.
 
-    python examples/traced_client.py http://127.0.0.1:8000 http://127.0.0.1:4317 "Of the sea."
+    python examples/traced_client.py http://127.0.0.1:8000 http://127.0.0.1:4317 "Tell me more."
 
 Sends a chat to vLLM with the header `traceparent`, and the client's own span to an OpenTelemetry
 receiver over gRPC, the one that `SIDECAR_OTLP_ENDPOINT` names.
