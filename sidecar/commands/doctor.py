@@ -3,12 +3,11 @@
 import argparse
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
-from sidecar.commands.asking import asking
+from sidecar.commands import asking
 from sidecar.commands.command import needs
-from sidecar.config import API_PORT, ExporterConfig, default_socket
+from sidecar.config import ExporterConfig, default_socket
 from sidecar.doctor.finding import Finding, Level, is_sound
 from sidecar.errors import ConfigError
 
@@ -18,8 +17,7 @@ _MARKS: Final = {Level.OK: "ok", Level.UNKNOWN: "?", Level.WARN: "!", Level.WRON
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Whom to ask."""
-    parser.add_argument("--url", default=f"http://127.0.0.1:{API_PORT}", help="root of the API")
-    parser.add_argument("--api-token-file", type=Path, help="wins over SIDECAR_API_TOKEN_FILE")
+    asking.add(parser)
     parser.add_argument("--prometheus", help="root of Prometheus' API; not asked otherwise")
 
 
@@ -49,12 +47,10 @@ def _findings(parsed: argparse.Namespace) -> Iterator[Finding]:
     yield from machine.socket(default_socket() if config is None else config.socket)
     if config is not None:
         yield from machine.files(config)
-    token_file = parsed.api_token_file
-    if token_file is None and config is not None:
-        token_file = config.api_token_file
-    ask = asking(token_file)
-    url = parsed.url.rstrip("/")
+    # Without settings that can be used there is no token to show; the answer then says so.
+    ask = asking.asking(asking.headers(parsed) if config is not None else {})
+    url = asking.root(parsed)
     yield from running.exporter(ask, url)
     yield from running.baseline(ask, url)
     if parsed.prometheus:
-        yield from running.prometheus(asking(None), parsed.prometheus.rstrip("/"))
+        yield from running.prometheus(asking.asking({}), parsed.prometheus.rstrip("/"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
-from sidecar.commands import client
+from sidecar.commands import asking
 from sidecar.wire.scan import CONFIDENCE
 from sidecar.wire.signals import LAYER_SIGNALS
 
@@ -24,16 +24,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signal", choices=_SIGNALS, default=_SIGNALS[0])
     parser.add_argument("--source", help="of several sources that tell of it, this one")
     parser.add_argument("--csv", action="store_true", help="every layer and every column, as CSV")
-    client.add(parser)
+    asking.add(parser)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Ask the API, and print."""
     if parsed.id is None:
-        _list(client.get(parsed, "/v1/scans"))
+        _list(asking.get(parsed, "/v1/scans"))
         return 0
     params = {"source": parsed.source} if parsed.source else {}
-    scan = client.get(parsed, f"/v1/requests/{quote(parsed.id)}/scan", params)
+    scan = asking.get(parsed, f"/v1/requests/{quote(parsed.id)}/scan", params)
     if parsed.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerows(_rows(scan, parsed.signal, range(len(scan["layers"])), _TOKEN_SIGNALS))

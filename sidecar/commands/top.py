@@ -1,14 +1,11 @@
 """`sidecar top`: is the model behaving as usual, on a terminal."""
 
 import argparse
-import os
 import sys
-from pathlib import Path
 from typing import Final
 
-from sidecar.commands.asking import asking
+from sidecar.commands import asking
 from sidecar.commands.command import needs
-from sidecar.config import API_PORT, ExporterConfig
 from sidecar.errors import ConfigError
 
 HELP: Final = "show live, on a terminal, whether the model behaves as usual"
@@ -16,8 +13,7 @@ HELP: Final = "show live, on a terminal, whether the model behaves as usual"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Whom to ask, and how often."""
-    parser.add_argument("--url", default=f"http://127.0.0.1:{API_PORT}", help="root of the API")
-    parser.add_argument("--api-token-file", type=Path, help="wins over SIDECAR_API_TOKEN_FILE")
+    asking.add(parser)
     parser.add_argument(
         "--once",
         action="store_true",
@@ -32,9 +28,8 @@ def run(parsed: argparse.Namespace) -> int:
         from rich.console import Console
 
         from sidecar.top import session
-    token_file = parsed.api_token_file or ExporterConfig.read(os.environ).api_token_file
-    url = parsed.url.rstrip("/")
-    ask, console = asking(token_file, url), Console()
+    url = asking.root(parsed)
+    ask, console = asking.asking(asking.headers(parsed), url), Console()
     if console.is_terminal and sys.stdin.isatty() and not parsed.once:
         return session.watch(ask, url, console)
     try:

@@ -4,7 +4,7 @@ Guarantees: every answer is checked against the wire's own types before it is us
 reached or read is one line with the address. Loads httpx, so import it under `needs`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -43,10 +43,11 @@ class Told(NamedTuple):
 
 
 class Exporter:
-    """The API at `url`, such as `http://127.0.0.1:9479`."""
+    """The API at `url`, such as `http://127.0.0.1:9479`; `headers` are what opens it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self._url = url.rstrip("/")
+        self._headers = dict(headers or {})
         self._client = httpx.Client(timeout=_SECONDS)
         self._limit = 0  # signatures that fit into one answer; 0 until their size is known
         self.is_full = False  # whether the latest answer held as many as it could
@@ -109,7 +110,7 @@ class Exporter:
 
     def _get(self, path: str) -> Any:
         try:
-            reply = self._client.get(self._url + path)
+            reply = self._client.get(self._url + path, headers=self._headers)
             reply.raise_for_status()
             return reply.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

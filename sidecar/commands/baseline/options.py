@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sidecar.commands import asking
 from sidecar.commands.command import needs
 from sidecar.commands.progress import progress
 from sidecar.config import API_PORT
@@ -144,9 +145,10 @@ def calibrated(parsed: argparse.Namespace, baseline: "Baseline", pool: "Pool") -
 
 
 def add_url(parser: argparse.ArgumentParser, *, is_required: bool = True) -> None:
-    """`--url URL`."""
+    """`--url URL`, and what opens it."""
     default = f"http://127.0.0.1:{API_PORT}" if is_required else None
     note = f"default {default}" if is_required else "compare with what runs there"
     parser.add_argument(
         "--url", default=default, metavar="URL", help=f"API of a running `sidecar serve`; {note}"
     )
+    asking.add_token(parser)

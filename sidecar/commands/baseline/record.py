@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sidecar
+from sidecar.commands import asking
 from sidecar.commands.baseline import options
 from sidecar.commands.command import needs
 from sidecar.commands.progress import progress
@@ -39,7 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
         from sidecar.jobs.exporter import Exporter
         from sidecar.store.recorder import Recorder
     recorder = Recorder(parsed.folder, sidecar.__version__)
-    with Exporter(parsed.url) as exporter:
+    with Exporter(parsed.url, asking.headers(parsed)) as exporter:
         listener = Listener(exporter, recorder)
         try:
             _listen(listener, parsed.seconds)

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sidecar.commands import asking
 from sidecar.commands.baseline import options
 from sidecar.commands.command import needs
 from sidecar.errors import BaselineError, ConfigError
@@ -37,7 +38,7 @@ def run(parsed: argparse.Namespace) -> int:
         return 0
     with needs("exporter", "--url"):
         from sidecar.jobs.exporter import Exporter
-    with Exporter(parsed.url) as exporter:
+    with Exporter(parsed.url, asking.headers(parsed)) as exporter:
         engines = exporter.engines()
     if not engines:
         raise ConfigError(f"{parsed.url}: no tap is heard there; serve a model with SIDECAR_TAP=1")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.publish.test_server import Served, eventually
 
 TOKEN = "a token of the operator's, 32 by"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+LOCKED = re.compile("401|operator's token")
+RECORD = ["baseline", "record", "recordings", "--seconds", "1"]
 REQUIRED = "RequireAndVerifyClientCert"
 PASSWORD = ("prometheus", "correct horse")
 
@@ -208,3 +211,23 @@ def test_the_command_prints_an_address_for_a_browser(
     Path(token).write_text("another token, also of 32 bytes.")
     assert cli.main([*asked, token]) == 2
     assert "401" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["top", "--once"], ["scan"], RECORD])
+def test_every_command_that_asks_can_show_the_token(
+    serve: Callable[..., Served],
+    token: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By an option; without it each is told that a token is needed."""
+    monkeypatch.chdir(tmp_path)
+    served = serve("--api-token-file", token)
+    asked = [*words, "--url", served.api_url]
+
+    assert cli.main(asked) == 2
+    assert LOCKED.search(capsys.readouterr().err)
+    cli.main([*asked, "--api-token-file", token])
+    assert not LOCKED.search(capsys.readouterr().err)
