@@ -58,7 +58,7 @@ _ANSWER = Row(
                 also="The worst of all pods shown, and of the fleet. **as usual**: what compares "
                 "with something known finds nothing. **learning**: nothing judges yet. "
                 "**ticket**: look in working hours. **blind**: telemetry is not to be trusted. "
-                "**page**: look now.",
+                "**page**: look now. A sidecar that is gone is not seen here.",
                 runbooks=("LLMInternalsSidecarGone", "LLMInternalsTapDead"),
             ),
             "none",
@@ -77,13 +77,13 @@ _ANSWER = Row(
             ),
             "dateTimeFromNow",
             Ask(_SINCE),
-            no_value="nothing changed",
+            no_value="no time known",
         ),
         bars(
             about(
                 "If not: in which layers",
                 "drift_stream_level_ratio",
-                also="The layers nearest to an alarm. From 1 on, a layer alarms.",
+                also="The layers nearest to an alarm, of all pods shown. 100 % is the limit: from there on a layer alarms.",
             ),
             "percentunit",
             Ask(_WORST, "layer {{layer}}"),

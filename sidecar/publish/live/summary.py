@@ -95,8 +95,9 @@ def _changed_ns(verdicts: Iterable[Verdict], view: DriftView) -> int | None:
 
 
 def _layers(causes: Iterable[Cause]) -> list[int]:
-    ranked = sorted(causes, key=lambda cause: -cause.share)
-    found = dict.fromkeys(cause.layer for cause in ranked if cause.layer is not None)
+    """Layers with a stream beyond its limit, the furthest first."""
+    beyond = sorted((each for each in causes if each.share >= 1), key=lambda each: -each.share)
+    found = dict.fromkeys(cause.layer for cause in beyond if cause.layer is not None)
     return list(found)[:MAX_LAYERS]
 
 

@@ -54,6 +54,13 @@ def test_a_page_says_since_when_and_in_which_layers() -> None:
     )
 
 
+def test_layers_within_their_limits_are_not_accused() -> None:
+    """A channel tells its largest streams, of which some may be far from their limits."""
+    told = summary(channel("canary", PAGE, NOW, cause(2, 40.0), cause(0, 0.3), cause(5, 1.0)))
+
+    assert told.layers == [2, 5]
+
+
 def test_without_an_estimate_it_is_since_the_verdict_changed() -> None:
     """As the history has it; before any, it is not known."""
     paging = channel("integrity", PAGE)

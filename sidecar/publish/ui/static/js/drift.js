@@ -112,7 +112,7 @@ export class DriftSection {
       cause.layer === null ? NONE : String(cause.layer), this.#signalOf(cause),
       cause.side === "high" ? "above" : "below", shareBar(cause.share), cause.since_ns ? time(cause.since_ns, false) : NONE,
     ]);
-    const columns = [{ title: "Layer" }, { title: "Signal" }, { title: "Usual", help: "above or below what is usual" },
+    const columns = [{ title: "Layer" }, { title: "Signal" }, { title: "Against usual", help: "above or below what is usual" },
       { title: "Of its limit" }, { title: "Since" }];
     fill(place, h("p", { class: "quiet", title: worst.reason }, badge(worst.state, worst.channel), ` ${worst.state}`), table("What moved most", columns, rows));
   }

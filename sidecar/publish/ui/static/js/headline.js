@@ -24,6 +24,7 @@ export function showHeadline(status) {
   say(byId("sentence"), claim);
   say(byId("more"), more);
   say(byId("since"), sinceNs ? `${time(sinceNs)} (${span((status.now_ns - sinceNs) / 1e9)} ago)` : NONE);
+  say(byId("since-what"), level === "ok" ? "Watched since" : "Since when");
   say(byId("where"), whereabouts(level, layers));
   document.title = `${WORDS[level] ?? level} · ${modelOf(status)}`;
   say(byId("model"), modelOf(status));
