@@ -83,7 +83,8 @@ _ANSWER = Row(
             about(
                 "If not: in which layers",
                 "drift_stream_level_ratio",
-                also="The layers nearest to an alarm, of all pods shown. 100 % is the limit: from there on a layer alarms.",
+                also="The layers nearest to an alarm, of all pods shown. 100 % is the limit: from "
+                "there on a layer alarms.",
             ),
             "percentunit",
             Ask(_WORST, "layer {{layer}}"),
