@@ -29,7 +29,8 @@ def confidence(request: Request) -> float:
     """Of one request, between 0 and 1; NaN when no token of it was measured."""
     tables = [Cells.unpack(table) for table in request.tables if table.group == _GROUP]
     num_tokens = sum(int(cells.count.sum()) for cells in tables)
-    total = sum(float(cells.sums[..., _SIGNAL, 0].sum()) for cells in tables)
+    # Python's floats: a peer's numbers may overflow, which is no reason to warn.
+    total = sum(sum(cells.sums[..., _SIGNAL, 0].ravel().tolist()) for cells in tables)
     return float(np.clip(total / num_tokens, 0.0, 1.0)) if num_tokens else math.nan
 
 

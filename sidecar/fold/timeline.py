@@ -269,6 +269,7 @@ def _sum(one: Reading, other: Reading) -> Reading:
     return Reading(one.rows + other.rows, one.sums + other.sums)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a peer's numbers may overflow
 def _of_table(table: Table) -> tuple[Shape, Reading] | None:
     """What a table says of layers and phases, over its heads; None when it says nothing of them."""
     group = GROUPS[table.group]

