@@ -49,7 +49,7 @@ tamper: setup ## the same, and the model is tampered with once its canary is arm
 test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a real vLLM server
 
 .PHONY: unit
-unit: setup tools ## unit tests only: under 2 minutes, no vLLM process
+unit: setup tools ## unit tests only: some 10 minutes on 2 cores, no vLLM process
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests --ignore=tests/e2e --numprocesses 2
 
 .PHONY: e2e
