@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe
-from bench.step_path import NUM_LAYERS
+from bench.step_path import NUM_LAYERS, median
 from sidecar.tap.orders import Wish
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, RowMap
@@ -64,7 +63,7 @@ def _measure(requests: int, scanned: int, each: int) -> Row:
     slab = Slab(NUM_LAYERS, max(64, requests * each), 4 * requests, torch.device("cpu"))
     slab.rows.uniform_(0.5, 1.0)
     scanner, roster, obeyed = Scanner(list(range(NUM_LAYERS)), slab), Roster(), Wish("", 0)
-    idle = _median(lambda: [scanner.is_busy(obeyed) for _ in range(IDLE_CALLS)], REPEATS)
+    idle = median(lambda: [scanner.is_busy(obeyed) for _ in range(IDLE_CALLS)], REPEATS)
     names = [f"r{number}" for number in range(requests)]
     wish, collects, accounts = Wish("w", scanned), [], []
     for _ in range(REPEATS):  # each time the first step of requests that nobody has seen
@@ -81,15 +80,6 @@ def _measure(requests: int, scanned: int, each: int) -> Row:
         accounts.append(time.perf_counter() - collected)
     medians = (1e6 * statistics.median(seconds) for seconds in (collects, accounts))
     return Row(requests, scanned, each, idle / IDLE_CALLS, *medians)
-
-
-def _median(call: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return 1e6 * statistics.median(seconds)
 
 
 if __name__ == "__main__":

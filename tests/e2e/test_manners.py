@@ -59,6 +59,7 @@ def test_a_killed_sidecar_costs_no_request_and_comes_back(
 ) -> None:
     """kill -9 under traffic: no failure, throughput holds, losses counted, flowing within 2 s."""
     log = folder / "sends.log"
+    log.unlink(missing_ok=True)  # of a run of this test before this one
     stack = launch("killed", sabotage="log_sends", environ={"SEND_LOG": str(log)})
     with Traffic(stack, prompts.cut([20, 40, 60, 80], seed=41)) as traffic:
         traffic.rate_over(3)

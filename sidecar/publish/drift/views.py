@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError, WatchError
 from sidecar.publish.api.posting import PROBLEMS, Posted, body_of, read
 from sidecar.publish.api.problems import Unanswerable
+from sidecar.publish.api.reply import json_reply
 from sidecar.publish.drift import answers
 from sidecar.publish.drift.book import MAX_WINDOWS
 from sidecar.publish.drift.judges import CHANNELS, Judges
@@ -25,7 +25,7 @@ _Answer = TypeVar("_Answer")
 @api.get("/drift", response_model=answers.DriftAnswer)
 def verdicts(state: Shared) -> Response:
     """Tell what every channel concludes, and why."""
-    return _json(answers.drift_answer(state.watch.get(), state.canary_rounds()))
+    return json_reply(answers.drift_answer(state.watch.get(), state.canary_rounds()))
 
 
 @api.get("/drift/history", response_model=answers.HistoryAnswer)
@@ -33,7 +33,7 @@ def history(
     state: Shared, after: Annotated[int, Query(ge=0, le=answers.MAX_CURSOR)] = 0
 ) -> Response:
     """Tell how verdicts changed, the oldest first: changes with a number beyond `after`."""
-    return _json(answers.history_answer(state.watch.get(), after))
+    return json_reply(answers.history_answer(state.watch.get(), after))
 
 
 @api.get("/windows", response_model=answers.WindowsAnswer)
@@ -43,7 +43,7 @@ def windows(
     limit: Annotated[int | None, Query(ge=1, le=MAX_WINDOWS)] = None,
 ) -> Response:
     """Tell the additive sums of windows that closed after a cursor, the oldest first."""
-    return _json(answers.windows_answer(state.watch.get(), after, limit))
+    return json_reply(answers.windows_answer(state.watch.get(), after, limit))
 
 
 @api.post(
@@ -58,7 +58,9 @@ def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
         known = ", ".join(CHANNELS)
         raise Unanswerable(404, f"no channel {channel[:64]!r}", f"acknowledge one of {known}")
     _configured(state, channel)
-    return _json(answers.channel_answer(_ask(state, lambda j, now: j.acknowledge(channel, now))))
+    return json_reply(
+        answers.channel_answer(_ask(state, lambda j, now: j.acknowledge(channel, now)))
+    )
 
 
 @api.post(
@@ -70,13 +72,13 @@ def acknowledge(state: Shared, channel: str, _: Posted) -> Response:
 def discard(state: Shared, _: Posted) -> Response:
     """Forget what canaries looked like, after a change of yours; they are learnt anew."""
     _configured(state, "canary")
-    return _json(answers.channel_answer(_ask(state, lambda judges, now: judges.discard(now))))
+    return json_reply(answers.channel_answer(_ask(state, lambda judges, now: judges.discard(now))))
 
 
 @api.get("/baselines", response_model=answers.BaselinesAnswer)
 def baselines(state: Shared) -> Response:
     """Tell the baseline in force, and how what is served differs from it."""
-    return _json(answers.baselines_answer(state.watch.get(), state.baselines.path))
+    return json_reply(answers.baselines_answer(state.watch.get(), state.baselines.path))
 
 
 @api.post(
@@ -107,7 +109,7 @@ def announce(state: Shared, posted: Posted) -> Response:
     """Announce a deployment: a change of what is executed is then a note, not a page."""
     note = read(answers.Announcement, posted).note
     made = _ask(state, lambda judges, now: judges.announce(note, now))
-    return _json(answers.DeploymentAnswer(**made._asdict()), 201)
+    return json_reply(answers.DeploymentAnswer(**made._asdict()), 201)
 
 
 def _configured(state: State, channel: str) -> None:
@@ -121,8 +123,3 @@ def _ask(state: State, question: Callable[[Judges, int], _Answer]) -> _Answer:
         return state.watch.ask(question)
     except WatchError as error:
         raise Unanswerable(503, str(error), "look at judged_ns of GET /v1/drift") from error
-
-
-def _json(answer: BaseModel, status_code: int = 200) -> Response:
-    # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
-    return Response(answer.model_dump_json(), status_code, media_type="application/json")

@@ -19,6 +19,7 @@ from sidecar.fold.drift.verdict import Cause, ChannelState
 from sidecar.publish.api import problems
 from sidecar.publish.api.answers import known
 from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.reply import json_reply
 from sidecar.publish.fleet.fleet import FILE_NAME, Fleet, FleetView
 from sidecar.publish.fleet.metrics import exposition
 from sidecar.store.snapshot import SnapshotFile
@@ -146,7 +147,7 @@ def metrics(request: Request, fleet: Shared) -> Response:
 @routes.get("/v1/drift", response_model=FleetAnswer)
 def drift(fleet: Shared) -> Response:
     """Tell what is concluded of the replicas, and why."""
-    return _json(fleet_answer(fleet.get()))
+    return json_reply(fleet_answer(fleet.get()))
 
 
 @routes.post(
@@ -157,7 +158,7 @@ def drift(fleet: Shared) -> Response:
 )
 def acknowledge(fleet: Shared) -> Response:
     """Say that somebody has seen the page: its latch opens, and the evidence starts again."""
-    return _json(fleet_answer(fleet.acknowledge()))
+    return json_reply(fleet_answer(fleet.acknowledge()))
 
 
 def fleet_answer(view: FleetView) -> FleetAnswer:
@@ -201,7 +202,3 @@ def _causes(causes: tuple[Cause, ...], state: ChannelState) -> list[CauseAnswer]
     if state.rank < ChannelState.TICKET.rank:
         return []
     return [CauseAnswer(**{**each._asdict(), "share": known(each.share)}) for each in causes]
-
-
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json")

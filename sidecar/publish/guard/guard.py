@@ -23,9 +23,9 @@ from sidecar.publish.guard.refusal import Refusals
 from sidecar.publish.guard.tokens import Tokens
 from sidecar.publish.guard.webconfig import WebGuard
 from sidecar.publish.metrics.collectors import family
+from sidecar.store import audit
 from sidecar.store.audit import AuditLog, Entry, Head
 
-AUDIT_NAME: Final = "audit.jsonl"  # in SIDECAR_STATE_DIR
 # Of one address. A page asks some five times a second, Prometheus once in seconds.
 RATE: Final = Rate(100.0, 500.0)
 _log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def create_guard(config: ExporterConfig) -> Guard:
     token = config.api_token()
     return Guard(
         Refusals(),
-        StderrLog() if folder is None else AuditLog(folder / AUDIT_NAME),
+        StderrLog() if folder is None else AuditLog(folder / audit.NAME),
         None if token is None else Tokens(token),
         None if config.web_config_file is None else WebGuard(config.web_config_file),
         config.api_hosts,

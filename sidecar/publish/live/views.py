@@ -6,10 +6,10 @@ Guarantees: pictures are made in the thread pool; the stream alone runs on the e
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.reply import json_reply
 from sidecar.publish.live import answers
 from sidecar.publish.live.feed import MAX_CLIENTS
 from sidecar.publish.live.stream import EventStream
@@ -25,7 +25,7 @@ After = Annotated[int, Query(ge=-1, le=MAX_NS)]
 def signals(state: Shared) -> Response:
     """Tell what /v1/timeline can show, and of whom."""
     sources = state.intake.read(lambda reducer: reducer.timelines.sources())
-    return _json(answers.signals_answer(sources))
+    return json_reply(answers.signals_answer(sources))
 
 
 @api.get("/timeline", response_model=answers.TimelineAnswer, responses={404: {"model": Problem}})
@@ -41,13 +41,13 @@ def timeline(
     """Tell one signal per layer and second, of the last ten minutes: columns after `after` ns."""
     asked = answers.Asked(signal, phase, position, source, after, reference)
     baseline = state.watch.get().baseline
-    return _json(answers.timeline_answer(asked, state.intake.read, baseline))
+    return json_reply(answers.timeline_answer(asked, state.intake.read, baseline))
 
 
 @api.get("/timeline/lines", response_model=answers.LinesAnswer)
 def lines(state: Shared, after: After = -1) -> Response:
     """Tell latency, tokens, queues, attention and confidence per second, of ten minutes."""
-    return _json(answers.lines_answer(state.intake.read, after))
+    return json_reply(answers.lines_answer(state.intake.read, after))
 
 
 @api.get(
@@ -69,8 +69,3 @@ async def events(
         pulse.feed.drop("refused")
         raise Unanswerable(503, f"{MAX_CLIENTS} clients listen already", "close one, or poll /v1")
     return EventStream(pulse.feed, last_event_id)
-
-
-def _json(answer: BaseModel) -> Response:
-    # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
-    return Response(answer.model_dump_json(), media_type="application/json")

@@ -7,12 +7,12 @@ else; whoever may not write that file is told so, and no engine notices.
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from sidecar.errors import ConfigError
 from sidecar.publish.api.posting import PROBLEMS, Posted, body_of, read
 from sidecar.publish.api.problems import Problem, Unanswerable
+from sidecar.publish.api.reply import json_reply
 from sidecar.publish.scan import answers
 from sidecar.publish.state import Shared
 from sidecar.wire import control
@@ -30,7 +30,7 @@ def scans(state: Shared) -> Response:
         problem = answers.not_obeying(wish, state.intake.get().sources)
     except ConfigError as error:
         problem = str(error)
-    return _json(answers.scans_answer(state.intake.scans(), wish, problem))
+    return json_reply(answers.scans_answer(state.intake.scans(), wish, problem))
 
 
 @api.post(
@@ -55,7 +55,7 @@ def ask(state: Shared, posted: Posted) -> Response:
     wish = answers.WishAnswer(
         scan_id=asked.scan_id, num_requests=num_requests, revision=asked.revision
     )
-    return _json(wish, 202)
+    return json_reply(wish, 202)
 
 
 @api.get(
@@ -72,9 +72,4 @@ def scan(
     if not mine:
         raise Unanswerable(404, answers.NOT_TOLD, answers.HOW_TO)
     others = [each for each in found if each is not mine[0]]
-    return _json(answers.scan_answer(mine[0], others))
-
-
-def _json(answer: BaseModel, status_code: int = 200) -> Response:
-    # Serialised here, in the pool's thread; FastAPI would do it on the event loop.
-    return Response(answer.model_dump_json(), status_code, media_type="application/json")
+    return json_reply(answers.scan_answer(mine[0], others))
