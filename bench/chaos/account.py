@@ -69,7 +69,7 @@ def compare(
     in_sidecars = 0 if is_first else known.before - read
     strange = abs(known.before) if is_first else abs(min(0, in_sidecars))
     if is_killed:
-        strange += abs(min(0, unheard)) + abs(min(0, untold)) + max(0, untold - unheard)
+        strange += abs(min(0, unheard)) + abs(min(0, untold)) + max(0, untold - max(0, unheard))
     else:
         strange += abs(unheard) + abs(untold)
     return Found(
