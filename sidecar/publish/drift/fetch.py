@@ -12,15 +12,19 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import httpx
 import msgspec
 
+from prometheus_client.core import Metric as Family
+
 from sidecar.config import PREFIX
 from sidecar.errors import SidecarError, StoreError
+from sidecar.fold.reducer import Snapshot
+from sidecar.publish.metrics.collectors import family
 from sidecar.store import atomic
 
 LOOK_SECONDS: Final = 60.0
@@ -53,6 +57,7 @@ class Fetcher:
         self._use = use
         self._has = ""
         self._reason = ""
+        self._has_looked = False
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="baseline-fetch", daemon=True)
 
@@ -60,6 +65,11 @@ class Fetcher:
     def reason(self) -> str:
         """Why the baseline in force is not the one asked for; "" when it is."""
         return self._reason
+
+    def collect(self, _: Snapshot) -> Iterator[Family]:
+        """Its part of /metrics."""
+        told = [((), float(not self._reason))] if self._has_looked else []
+        yield family("baseline_fetch_success", told)
 
     def start(self) -> None:
         """Begin to look."""
@@ -124,6 +134,7 @@ class Fetcher:
         if reason and reason != self._reason and not self._is_ending.is_set():
             _log.error("%sBASELINE_SOURCE_FILE: %s", PREFIX, reason)
         self._reason = reason
+        self._has_looked = True
 
 
 def download(
