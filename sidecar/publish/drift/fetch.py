@@ -18,7 +18,6 @@ from typing import Annotated, Final
 
 import httpx
 import msgspec
-
 from prometheus_client.core import Metric as Family
 
 from sidecar.config import PREFIX
