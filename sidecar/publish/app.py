@@ -37,6 +37,7 @@ from sidecar.publish.metrics.exposition import Exposition, Scrape
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.scan import views as scan_views
 from sidecar.publish.state import Pusher, State, Tracer
+from sidecar.publish.steering import Steering
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.ui import pages
 from sidecar.store.recorder import Recorder
@@ -76,7 +77,7 @@ def create_state(
         "events": live_metrics.events_collector(pulse.get),
         "guard": guard.collect,
     }
-    fetcher = create_fetcher(config, baselines, lambda: state.reload())
+    fetcher = create_fetcher(config, baselines, lambda: state.reload("fetch"))
     if fetcher is not None:
         collectors["fetch"] = fetcher.collect
     pusher = create_pusher(config, lambda: exposition.render(intake.get(), Scrape()))
@@ -95,6 +96,8 @@ def create_state(
         pulse,
         fetcher,
         pusher,
+        guard.log,
+        Steering(config.control_path, guard.log),
     )
     return state
 
