@@ -11,12 +11,13 @@ from sidecar.wire.signals import FLEET_METRICS, METRICS, PREFIX
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 SUFFIX = re.compile(r"_(total|sum|count|bucket|info)$")
 
 
 def test_the_table_of_keys_is_the_configuration() -> None:
     """Every key of all sides stands in the table with its default, and no other does."""
-    rows = re.findall(r"^\| `(SIDECAR_\w+)` \| (\w+) \| (.+?) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(SIDECAR_\w+)` \| (\w+) \| (.+?) \|", CONFIGURATION, re.MULTILINE)
     both = set(TapConfig.model_fields) & set(ExporterConfig.model_fields)
     expected = {}
     sides = (("fleet", FleetConfig), ("tap", TapConfig), ("sidecar", ExporterConfig))
@@ -30,6 +31,13 @@ def test_the_table_of_keys_is_the_configuration() -> None:
         if key != "SIDECAR_SOCKET":
             plain = int(default) if isinstance(default, bool) else default
             assert told == ("none" if default in (None, (), "") else f"`{plain}`"), key
+
+
+def test_every_key_that_the_readme_names_exists() -> None:
+    """The README's own short table names no key that the whole table lacks."""
+    named = set(re.findall(r"\bSIDECAR_[A-Z]\w*", README))
+    assert len(named) > 8
+    assert named <= set(re.findall(r"^\| `(SIDECAR_\w+)`", CONFIGURATION, re.MULTILINE))
 
 
 def test_every_metric_named_exists() -> None:

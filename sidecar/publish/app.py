@@ -3,6 +3,7 @@
 /metrics and health are for the pod network, the API is not: hence two apps over one state.
 """
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -44,9 +45,12 @@ from sidecar.wire.channel import Receiver
 RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
-def create_state(config: ExporterConfig, guard: Guard) -> State:
+def create_state(
+    config: ExporterConfig, guard: Guard, clock_ns: Callable[[], int] = time.time_ns
+) -> State:
     """The living parts, reading from the socket once `intake.start` is called.
 
+    clock_ns: Unix time in nanoseconds, the same that senders stamp with.
     Raises ConfigError or ChannelError when the key file or the socket cannot be used.
     """
     key = config.key()
@@ -54,13 +58,14 @@ def create_state(config: ExporterConfig, guard: Guard) -> State:
     terms = Terms(config.preset, config.window_ns)
     baselines = create_baselines(config, terms)
     suite = read_suite(config.canary_suite) if config.canary_url else None
-    watch = create_watch(config, baselines, suite)
+    watch = create_watch(config, baselines, suite, clock_ns)
     runner = None
     if suite is not None:
         runner = create_runner(config, suite, lambda: watch.get().canaries.is_learning)
-    tracer = create_tracer(config, watch)
+    tracer = create_tracer(config, watch, clock_ns)
     listeners = [watch.hear, *([tracer.hear] if tracer else [])]
-    intake = Intake(Receiver(config.socket), Reducer(limits), key, listener=each_of(listeners))
+    receiver, listener = Receiver(config.socket), each_of(listeners)
+    intake = Intake(receiver, Reducer(limits), key, clock_ns, listener)
     drift = drift_metrics.collector(watch.get, runner.outcomes if runner else dict)
     selection = Selection.of_file(config.metrics_file)
     pulse = Pulse(intake, watch)
@@ -103,7 +108,9 @@ def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
     return Fetcher(source, target, state.baselines.check, state.reload)
 
 
-def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
+def create_tracer(
+    config: ExporterConfig, watch: Watch, clock_ns: Callable[[], int] = time.time_ns
+) -> Tracer | None:
     """What makes spans and sends them; None where no endpoint is configured.
 
     Raises ConfigError when a file that was named cannot be used.
@@ -113,7 +120,7 @@ def create_tracer(config: ExporterConfig, watch: Watch) -> Tracer | None:
     # OpenTelemetry takes 0.2 s and 15 MB, which nobody pays who sends no traces.
     from sidecar.publish.traces.tracer import create_tracer as create  # noqa: PLC0415
 
-    return create(config, watch.get)
+    return create(config, watch.get, clock_ns)
 
 
 def create_pusher(config: ExporterConfig, render: Callable[[], bytes]) -> Pusher | None:
@@ -127,7 +134,12 @@ def create_pusher(config: ExporterConfig, render: Callable[[], bytes]) -> Pusher
     return create(config, render)
 
 
-def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | None) -> Watch:
+def create_watch(
+    config: ExporterConfig,
+    baselines: Baselines,
+    suite: Suite | None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> Watch:
     """What judges drift, with everything that an earlier life left in the state folder.
 
     Raises ConfigError when a file or folder that was named cannot be used.
@@ -139,7 +151,7 @@ def create_watch(config: ExporterConfig, baselines: Baselines, suite: Suite | No
         channel = CanaryChannel(prompts, suite.digest, seconds=config.canary_seconds)
         canary = Seat(channel, baselines.terms.policy.label)
     judges = Judges(baselines.terms, baselines.read(), canary, _recorder(config))
-    return Watch(judges, keeper)
+    return Watch(judges, keeper, clock_ns)
 
 
 def _recorder(config: ExporterConfig) -> Recorder | None:

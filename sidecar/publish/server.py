@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from ssl import SSLContext
 from typing import Final, NamedTuple
@@ -28,9 +29,11 @@ _GRACE_SECONDS: Final = 2
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(config: ExporterConfig) -> int:
+def serve(config: ExporterConfig, clock_ns: Callable[[], int] = time.time_ns) -> int:
     """Serve until told to stop by a signal; 0, the exit status.
 
+    clock_ns: Unix time in nanoseconds by which frames age, windows close and spans end; senders
+        stamp by the same. Another one lets hours pass in minutes, or a clock jump (`bench/`).
     Raises ConfigError when a port cannot be had, ChannelError when the socket cannot. Only the
     main thread can call this: signals go there.
     """
@@ -39,7 +42,7 @@ def serve(config: ExporterConfig) -> int:
         metrics = stack.enter_context(listen("METRICS", config.metrics_host, config.metrics_port))
         api = stack.enter_context(listen("API", config.api_host, config.api_port))
         guard = create_guard(config)
-        state = create_state(config, guard)
+        state = create_state(config, guard, clock_ns)
         stack.callback(state.stop)
         state.start()
         seats = [

@@ -68,18 +68,17 @@ def test_a_killed_sidecar_costs_no_request_and_comes_back(
         stack.exporter.kill()
         killed_at = time.monotonic()
         kept = [traffic.rate_over(6) / with_sidecar]
-        stack.start_exporter()
-        answering = time.monotonic()
-        wait_for(lambda: stack.source().get("frames_received"), "frames flow again", 5, 0.02)
-        seconds = time.monotonic() - answering
+        seconds = [_seconds_until_frames_flow(stack)]
         traffic.rate_over(2)
         after = stack.source()
-        kept += [_kept_without_sidecar(stack, traffic) for _ in range(2)]
+        for _ in range(2):
+            kept.append(_kept_without_sidecar(stack, traffic))
+            seconds.append(_seconds_until_frames_flow(stack))
 
     assert traffic.failures == []
     # The best of three: what the absence costs, it costs each time; a noisy neighbour does not.
     assert max(kept) > 0.7, kept
-    assert seconds < 2
+    assert min(seconds) < 2, seconds
     _assert_losses_are_counted(log, before, after, killed_at)
     wait_for(lambda: stack.source().get("frames_received", 0) > 4, "frames flow once more", 10)
     _assert_counters_go_on(counted, stack.samples())
@@ -89,9 +88,15 @@ def _kept_without_sidecar(stack: Stack, traffic: Traffic) -> float:
     """Share of the throughput that is left when the sidecar is killed once more."""
     with_sidecar = traffic.rate_over(4)
     stack.exporter.kill()
-    without_sidecar = traffic.rate_over(4)
+    return traffic.rate_over(4) / with_sidecar
+
+
+def _seconds_until_frames_flow(stack: Stack) -> float:
+    """From the moment that a sidecar answers again."""
     stack.start_exporter()
-    return without_sidecar / with_sidecar
+    answering = time.monotonic()
+    wait_for(lambda: stack.source().get("frames_received"), "frames flow again", 20, 0.02)
+    return time.monotonic() - answering
 
 
 class Sent(NamedTuple):

@@ -170,9 +170,13 @@ class Tracer:
                 _log.error("traces: a request could not be told; counted", exc_info=error)
 
 
-def create_tracer(config: ExporterConfig, drift: Callable[[], DriftView]) -> Tracer:
+def create_tracer(
+    config: ExporterConfig,
+    drift: Callable[[], DriftView],
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> Tracer:
     """A tracer that sends to the configured receiver. Raises ConfigError."""
-    return Tracer(Outbox(SpanCarrier(config)), Sampler(config.trace_ratio), drift)
+    return Tracer(Outbox(SpanCarrier(config)), Sampler(config.trace_ratio), drift, clock_ns)
 
 
 def _of_interest(body: Body) -> _Part | None:
