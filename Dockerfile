@@ -32,11 +32,13 @@ RUN /tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /
  && /tools/bin/pip --python /opt/sidecar/bin/python install --no-deps --no-index /wheels/*.whl \
  && /tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
     --output-format JSON --output-file /opt/sidecar/sbom.cdx.json /opt/sidecar/bin/python
-# From here on it is BASE's Python that this environment belongs to. Tests of packages stay behind.
+# From here on it is BASE's Python that this environment belongs to. What
+# only tests, compilers and type checkers read stays behind.
 RUN ln -sfn "${PYTHON}" /opt/sidecar/bin/python3 \
  && ln -sfn python3 /opt/sidecar/bin/python \
  && sed -i "s|^home = .*|home = ${PYTHON%/*}|" /opt/sidecar/pyvenv.cfg \
  && find /opt/sidecar/lib -type d -name tests -prune -exec rm -rf {} + \
+ && find /opt/sidecar/lib -type f \( -name '*.a' -o -name '*.h' -o -name '*.pyi' -o -name '*.pxd' \) -delete \
  && mkdir /empty
 
 FROM scratch AS sbom
