@@ -148,6 +148,19 @@ def test_both_sides_read_what_they_are_given_and_meet(profile: str) -> None:
 
 
 @each_profile
+def test_what_one_container_leaves_to_the_next_lasts(profile: str) -> None:
+    """A volume in memory is emptied when nobody uses it, so only those that stay share one."""
+    volumes = compose(profile)["volumes"]
+    in_memory = {
+        name for name, each in volumes.items() if each.get("driver_opts", {}).get("type") == "tmpfs"
+    }
+    [ending] = [each for each in services(profile).values() if each["restart"] == "no"]
+
+    assert in_memory == {"socket"}
+    assert set(mounts(ending, "volume").values()) == {"tap"}
+
+
+@each_profile
 def test_who_is_asked_is_there(profile: str) -> None:
     """Each address names a service of this file, and the port that it listens on."""
     found = services(profile)
