@@ -8,7 +8,7 @@ the canary channel alone, all others the windows alone.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sidecar.errors import StateError
 from sidecar.fold.drift.baseline import Baseline
@@ -21,10 +21,12 @@ from sidecar.fold.signatures import Signed
 from sidecar.publish.drift.book import Book, Closed, Counts
 from sidecar.publish.drift.panel import Panel, Terms, WindowChannel
 from sidecar.publish.drift.seat import ChannelView, Seat, absent
-from sidecar.store.recorder import Recorder
 from sidecar.store.snapshot import Saved, Snapshot
 from sidecar.wire.frame import Identity, Manifest, Signatures, Source, Status
 from sidecar.wire.signature import Layout
+
+if TYPE_CHECKING:
+    from sidecar.store.recorder import Recorder  # brings pyarrow, which is an extra of its own
 
 MAX_SOURCES: Final = 256
 MAX_DEPLOYMENTS: Final = 32
@@ -141,7 +143,7 @@ class Judges:
         terms: Terms,
         panel: Panel,
         canary: Seat[CanaryChannel] | None = None,
-        recorder: Recorder | None = None,
+        recorder: "Recorder | None" = None,
     ) -> None:
         self.has_news = False  # something closed that is worth keeping
         self.num_errors = 0
