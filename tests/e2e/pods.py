@@ -247,7 +247,7 @@ def playing(podman: Podman, image: str, folder: Path) -> Iterator[Pod]:
     deployment = rendered(image)
     manifest = folder / "pod.yaml"
     manifest.write_text(yaml.safe_dump(as_podman_can(deployment)))
-    podman("play", "kube", "--network", "none", manifest)
+    podman("play", "kube", "--replace", "--network", "none", manifest)
     pod = Pod(podman, deployment)
     try:
         wait_for(lambda: serves(pod), "vLLM serves", START_SECONDS, 0.5)

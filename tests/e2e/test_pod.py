@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e import pods
 from tests.e2e.harness import get_status, wait_for
-from tests.image import pods
-from tests.image.pods import BESIDE, ENGINE, METRICS, PYTHON, Pod, Podman
+from tests.e2e.pods import BESIDE, ENGINE, METRICS, PYTHON, Pod
+from tests.image.machine import Machine
+
+pytestmark = pytest.mark.e2e
 
 WHERE = (
     "import importlib.metadata as metadata, sidecar;"
@@ -17,9 +20,20 @@ WHERE = (
 
 
 @pytest.fixture(scope="module")
-def pod(podman: Podman, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture(scope="module")
+def image(machine: Machine) -> str:
+    """The sidecar's, as `make image` builds it; layers that were built before are taken again."""
+    return machine.build("exporter")
+
+
+@pytest.fixture(scope="module")
+def pod(machine: Machine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     """Played once for all; tests leave it as they found it."""
-    with pods.playing(podman, image, tmp_path_factory.mktemp("pod")) as played:
+    with pods.playing(machine, image, tmp_path_factory.mktemp("pod")) as played:
         yield played
 
 
@@ -100,17 +114,17 @@ def test_a_tap_that_was_switched_off_leaves_the_pod_ready(pod: Pod) -> None:
 
 
 def test_what_is_laid_into_a_plain_volume_is_there_for_the_next_container(
-    podman: Podman, image: str
+    machine: Machine, image: str
 ) -> None:
     """As Compose does it: the volume is of the user who owns that folder in the image."""
-    podman("volume", "create", "llm-internals-laid")
+    machine("volume", "create", "llm-internals-laid")
     try:
         mounted = ("--rm", "--read-only", "--volume", "llm-internals-laid:/opt/llm-internals")
-        podman("run", *mounted, image, "keep", "--once", "lay-tap", "/opt/llm-internals")
+        machine("run", *mounted, image, "keep", "--once", "lay-tap", "/opt/llm-internals")
         listing = "import os; print(*sorted(os.listdir('/opt/llm-internals')))"
-        found = podman("run", *mounted, "--entrypoint", "python3", image, "-c", listing).split()
+        found = machine("run", *mounted, "--entrypoint", "python3", image, "-c", listing).split()
     finally:
-        podman("volume", "rm", "--force", "llm-internals-laid")
+        machine("volume", "rm", "--force", "llm-internals-laid")
 
     assert found[-1] == "sidecar"
     assert found[0].endswith(".dist-info")
