@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar import cli
+from sidecar.store.audit import verify
 from sidecar.wire import control
 from sidecar.wire.control import Control
 
@@ -57,11 +58,16 @@ def test_wishes_add_up_until_they_are_cleared(path: Path, capsys) -> None:
 def test_without_a_word_it_shows_and_changes_nothing(path: Path, capsys) -> None:
     """With --show or without."""
     control.write(path, Control(revision="mine", attention_every=7))
-    before = path.stat()
+    before = path.stat()  # but for the time of access: a look is a look
     for arguments in ([], ["--show"]):
         assert cli.main(["control", *arguments]) == 0
         assert '"attention_every": 7' in capsys.readouterr().out
-    assert path.stat() == before
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
 
 
 def test_the_file_is_where_it_is_said_to_be(path: Path, tmp_path: Path, monkeypatch) -> None:
@@ -151,3 +157,32 @@ def test_a_scan_asked_for_again_is_another_wish(path: Path, capsys) -> None:
     assert (kept.scan_requests, kept.scan_id) == (3, asked.scan_id)
     assert cli.main(["control", "--scan", "65"]) == 2
     assert "scan_requests" in capsys.readouterr().err
+
+
+def test_a_change_is_in_the_audit_log_before_it_is_done(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who, which file, and every wish; a look is no entry."""
+    monkeypatch.setenv("SIDECAR_STATE_DIR", str(tmp_path / "state"))
+    for arguments in (["--off"], ["--show"], ["--layers", "0,5"], ["--clear"]):
+        assert cli.main(["control", *arguments]) == 0
+    log = tmp_path / "state" / "audit.jsonl"
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+
+    assert [each["action"] for each in told] == ["control.write"] * 2 + ["control.clear"]
+    assert {each["who"] for each in told} == {f"uid {os.getuid()}"}
+    assert told[1]["detail"]["file"] == str(path)
+    assert told[1]["detail"]["wishes"] == {"is_on": False, "layers": [0, 5]}
+    assert verify(log).number == 3
+
+
+@pytest.mark.parametrize("arguments", [["--on"], ["--clear"]])
+def test_without_an_entry_nothing_is_changed(path: Path, tmp_path: Path, capsys, arguments) -> None:
+    """A log that cannot be written is one line and status 2; the wishes before stay in force."""
+    control.write(path, Control(is_on=False))
+    folder = tmp_path / "state"
+    folder.write_text("no folder")
+    assert cli.main(["control", "--state-dir", str(folder), *arguments]) == 2
+
+    assert "audit log" in capsys.readouterr().err
+    assert control.change(control.read(path), {}) == Control(is_on=False)

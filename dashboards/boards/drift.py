@@ -95,21 +95,21 @@ _TRAFFIC = Row(
             about("Windows", "drift_windows"),
             "short",
             [Ask(increase(series("drift_windows"), "outcome"), "{{outcome}}")],
-            span=6,
+            span=5,
             min=0,
         ),
         lines(
             about("Requests", "drift_requests", runbooks=("LLMInternalsDriftRequestsLeftOut",)),
             "suffix: /s",
             [Ask(rate(series("drift_requests"), "outcome"), "{{outcome}}")],
-            span=6,
+            span=5,
             min=0,
         ),
         table(
             about("Baseline", "baseline", runbooks=("LLMInternalsBaselineMissing",)),
             series("baseline"),
             {"pod": "Pod", "digest": "Baseline", "weights_digest": "Weights", "release": "Of"},
-            span=8,
+            span=6,
         ),
         number(
             about("Age of the baseline", "baseline_age_seconds"),
@@ -117,6 +117,18 @@ _TRAFFIC = Row(
             Ask(largest(series("baseline_age_seconds"))),
             height=8,
             no_value="no baseline",
+        ),
+        number(
+            about(
+                "Fetched as asked",
+                "baseline_fetch_success",
+                runbooks=("LLMInternalsBaselineNotFetched",),
+            ),
+            "none",
+            Ask(smallest(series("baseline_fetch_success"))),
+            height=8,
+            words={1: ("yes", GREEN), 0: ("no", RED)},
+            no_value="none is fetched",
         ),
     ),
 )

@@ -1,11 +1,19 @@
-"""`sidecar control`: steer the tap of a running engine."""
+"""`sidecar control`: steer the tap of a running engine.
+
+Guarantee: with `SIDECAR_STATE_DIR` set, nothing is changed that is not in the audit log there.
+"""
 
 import argparse
 import os
+import time
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from sidecar.config import PREFIX, TapConfig
+from sidecar.store import audit
+from sidecar.store.audit import AuditLog
 from sidecar.wire import control
 
 HELP: Final = "steer the tap of a running engine"
@@ -33,6 +41,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clear", action="store_true", help="forget all earlier wishes")
     parser.add_argument("--show", action="store_true", help="print what is asked; the default")
     parser.add_argument("--file", type=Path, help=f"wins over {PREFIX}CONTROL_FILE")
+    parser.add_argument(
+        "--state-dir", type=Path, help=f"wins over {PREFIX}STATE_DIR; where the audit log is"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -41,15 +52,27 @@ def run(parsed: argparse.Namespace) -> int:
     changes = _changes(parsed)
     if changes:
         before = None if parsed.clear else control.read(path)
-        control.write(path, control.change(before, changes))
+        asked = control.change(before, changes)
+        _note(parsed, "control.write", path, {"wishes": msgspec.to_builtins(asked)})
+        control.write(path, asked)
     elif parsed.clear:
+        _note(parsed, "control.clear", path, {})
         control.remove(path)
-    asked = control.read(path)
-    if asked is None:
+    in_force = control.read(path)
+    if in_force is None:
         print(f"{path}: no control; the configuration is in force")
     else:
-        print(f"{path}: revision {asked.revision}\n{control.encode(asked).decode()}", end="")
+        print(f"{path}: revision {in_force.revision}\n{control.encode(in_force).decode()}", end="")
     return 0
+
+
+def _note(parsed: argparse.Namespace, action: str, path: Path, detail: dict[str, Any]) -> None:
+    """Write down what is about to be done. Raises StoreError, and then it must not be done."""
+    given = os.environ.get(f"{PREFIX}STATE_DIR")
+    folder = parsed.state_dir or (Path(given) if given else None)
+    if folder is not None:
+        told = {"file": str(path), **detail}
+        AuditLog(folder / audit.NAME).append(time.time_ns(), f"uid {os.getuid()}", action, told)
 
 
 def _changes(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sidecar.publish.metrics.exposition import Exposition, Scrape
 from sidecar.publish.metrics.selection import Selection
 from sidecar.publish.scan import views as scan_views
 from sidecar.publish.state import Pusher, State, Tracer
+from sidecar.publish.steering import Steering
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.ui import pages
 from sidecar.wire.channel import Receiver
@@ -78,13 +79,29 @@ def create_state(
         "events": live_metrics.events_collector(pulse.get),
         "guard": guard.collect,
     }
+    fetcher = create_fetcher(config, baselines, lambda: state.reload("fetch"))
+    if fetcher is not None:
+        collectors["fetch"] = fetcher.collect
     pusher = create_pusher(config, lambda: exposition.render(intake.get(), Scrape()))
     if tracer is not None:
         pushes = pusher.outcomes if pusher else dict
         collectors["traces"] = trace_metrics.collector(tracer.get, pushes)
     exposition = Exposition(config.series_cap, selection, collectors=collectors)
-    state = State(intake, exposition, watch, baselines, runner, config.control_path, tracer, pulse)
-    return state._replace(fetcher=create_fetcher(config, state), pusher=pusher)
+    state = State(
+        intake,
+        exposition,
+        watch,
+        baselines,
+        runner,
+        config.control_path,
+        tracer,
+        pulse,
+        fetcher,
+        pusher,
+        guard.log,
+        Steering(config.control_path, guard.log),
+    )
+    return state
 
 
 def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
@@ -102,12 +119,14 @@ def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
     return baselines
 
 
-def create_fetcher(config: ExporterConfig, state: State) -> Fetcher | None:
-    """What fetches the baseline; None where it is not fetched."""
+def create_fetcher(
+    config: ExporterConfig, baselines: Baselines, use: Callable[[], None]
+) -> Fetcher | None:
+    """What fetches the baseline, and has it used; None where it is not fetched."""
     if config.baseline_source_file is None or config.baseline_file is None:
         return None
     source, target = config.baseline_source_file, config.baseline_file
-    return Fetcher(source, target, state.baselines.check, state.reload)
+    return Fetcher(source, target, baselines.check, use)
 
 
 def create_tracer(

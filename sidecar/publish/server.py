@@ -2,7 +2,8 @@
 
 Guarantees: a port or socket that cannot be had is one sentence before anything starts; one line
 on stdout says that all is up and where; SIGTERM and SIGINT end everything within five seconds and
-leave no socket file behind; SIGHUP reads the baseline file again.
+leave no socket file behind, with what was learnt on the disk; a second one ends what is being
+answered at once, and never what is being kept; SIGHUP reads the baseline file again.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from ssl import SSLContext
@@ -23,9 +25,10 @@ from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
 from sidecar.publish.fleet.app import create_fleet, create_fleet_app
+from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
 
-_GRACE_SECONDS: Final = 2
+GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -35,10 +38,12 @@ def serve(config: ExporterConfig, clock_ns: Callable[[], int] = time.time_ns) ->
     clock_ns: Unix time in nanoseconds by which frames age, windows close and spans end; senders
         stamp by the same. Another one lets hours pass in minutes, or a clock jump (`bench/`).
     Raises ConfigError when a port cannot be had, ChannelError when the socket cannot. Only the
-    main thread can call this: signals go there.
+    main thread can call this: signals go there, and those that end it are ignored afterwards, so
+    that a second one does not kill a process that is about to end well.
     """
     _log_to_stderr()
     with contextlib.ExitStack() as stack:
+        stack.callback(_ignore_signals)
         metrics = stack.enter_context(listen("METRICS", config.metrics_host, config.metrics_port))
         api = stack.enter_context(listen("API", config.api_host, config.api_port))
         guard = create_guard(config)
@@ -53,7 +58,7 @@ def serve(config: ExporterConfig, clock_ns: Callable[[], int] = time.time_ns) ->
             f"sidecar ready: metrics {_url(seats[0])}/metrics api {_url(seats[1])}/v1/status "
             f"socket {config.socket}\n"
         )
-        asyncio.run(_run(seats, ready, state.reload, state.hang_up))
+        asyncio.run(_run(seats, ready, lambda: state.reload("SIGHUP"), state.hang_up))
     return 0
 
 
@@ -64,11 +69,12 @@ def serve_fleet(config: FleetConfig) -> int:
     """
     _log_to_stderr()
     with contextlib.ExitStack() as stack:
+        stack.callback(_ignore_signals)
         listener = stack.enter_context(listen("FLEET", config.fleet_host, config.fleet_port))
         fleet = create_fleet(config)
         stack.callback(fleet.stop)
         fleet.start()
-        seat = _Seat(create_fleet_app(fleet), listener)
+        seat = _Seat(create_fleet_app(fleet, create_log(config.state_dir)), listener)
         ready = f"sidecar fleet ready: metrics {_url(seat)}/metrics api {_url(seat)}/v1/drift\n"
         asyncio.run(_run([seat], ready))
     return 0
@@ -117,11 +123,9 @@ async def _run(
 ) -> None:
     servers = [_Server(_settings(seat)) for seat in seats]
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, _stop, servers, hang_up)
+    _hear(loop, lambda: _stop(servers, hang_up))
     if reload is not None:
-        # In a thread: a baseline of a fleet takes seconds to read, and health must go on answering.
-        loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, reload)
+        loop.add_signal_handler(signal.SIGHUP, _in_background, reload)
     pairs = zip(servers, seats, strict=True)
     running = asyncio.gather(*(server.serve([seat.listener]) for server, seat in pairs))
     while not running.done() and not all(server.started for server in servers):
@@ -130,6 +134,32 @@ async def _run(
         sys.stdout.write(ready)
         sys.stdout.flush()
     await running
+
+
+def _hear(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+    """Have `stop` called in `loop` at each signal to end, and nothing once the loop has closed.
+
+    A loop's own handlers go with it, and the next signal would kill a process that still keeps
+    what it learnt.
+    """
+
+    def tell(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # closed: the end is under way
+            loop.call_soon_threadsafe(stop)
+
+    for number in _SIGNALS:
+        signal.signal(number, tell)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _in_background(action: Callable[[], None]) -> None:
+    # A baseline of a fleet takes seconds to read: health goes on answering, and no end waits for
+    # it, as it would for a thread of the loop's executor.
+    threading.Thread(target=action, name="sidecar-reload", daemon=True).start()
 
 
 def _log_to_stderr() -> None:
@@ -145,7 +175,7 @@ def _settings(seat: _Seat) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         ws="none",
     )
 
@@ -153,6 +183,7 @@ def _settings(seat: _Seat) -> uvicorn.Config:
 def _stop(servers: Sequence[uvicorn.Server], hang_up: Callable[[], None]) -> None:
     hang_up()  # or a server would wait for those who listen to events
     for server in servers:
+        server.force_exit = server.should_exit  # told for the second time: wait for no answer
         server.should_exit = True
 
 

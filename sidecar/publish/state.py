@@ -1,6 +1,9 @@
 """What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
 import logging
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple, Protocol
 
@@ -10,9 +13,11 @@ from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.watch import Watch
+from sidecar.publish.guard.audited import Log, StderrLog
 from sidecar.publish.intake import Intake
 from sidecar.publish.live.pulse import Pulse
 from sidecar.publish.metrics.exposition import Exposition
+from sidecar.publish.steering import Steering
 from sidecar.publish.traces.account import TraceView
 from sidecar.wire.frame import Frame
 
@@ -70,6 +75,8 @@ class State(NamedTuple):
     pulse: tells of events as they happen; None where nobody could listen.
     fetcher: fetches the baseline; None where it is a file of the operator's.
     pusher: pushes metrics; None when it was not asked for.
+    log: where it is written down that a baseline was changed.
+    steering: has it written down who steers the tap; None where there is no control.
     """
 
     intake: Intake
@@ -82,6 +89,8 @@ class State(NamedTuple):
     pulse: Pulse | None = None
     fetcher: Fetcher | None = None
     pusher: Pusher | None = None
+    log: Log = StderrLog()
+    steering: Steering | None = None
 
     def start(self) -> None:
         """Begin to judge, then to read, then to ask."""
@@ -97,21 +106,27 @@ class State(NamedTuple):
             self.runner.start()
         if self.fetcher is not None:
             self.fetcher.start()
+        if self.steering is not None:
+            self.steering.start()
 
     def stop(self) -> None:
-        """Ask and read no more, judge what was read, and keep it."""
-        if self.fetcher is not None:
-            self.fetcher.stop()
-        if self.runner is not None:
-            self.runner.stop()
-        if self.pulse is not None:
-            self.pulse.stop()
-        self.intake.stop()
+        """Ask and read no more, judge what was read, keep it, and send what can be sent.
+
+        Takes as long as the slowest of those who ask and read, then what the watch and the tracer
+        take: their limits add up to less than four seconds.
+        """
+        asking = (
+            self.fetcher,
+            self.runner,
+            self.pulse,
+            self.pusher,
+            self.steering,
+            self.intake,
+        )
+        _all_at_once([each.stop for each in asking if each is not None])
         self.watch.stop()
         if self.tracer is not None:
             self.tracer.stop()
-        if self.pusher is not None:
-            self.pusher.stop()
 
     def hang_up(self) -> None:
         """Let go of everybody who listens to events."""
@@ -122,13 +137,27 @@ class State(NamedTuple):
         """Rounds of known-safe tasks by what became of them."""
         return self.runner.outcomes() if self.runner else {}
 
-    def reload(self) -> None:
-        """Read the baseline file again; what is wrong with it is logged, and changes nothing."""
+    def reload(self, who: str) -> None:
+        """Read the baseline file again; what is wrong with it is logged, and changes nothing.
+
+        who: on whose word, for the audit log; without an entry there nothing is changed.
+        """
         try:
             panel = self.baselines.read()
+            told = {"file": str(self.baselines.path), "digest": panel.digest}
+            self.log.append(time.time_ns(), who, "baseline.reload", told)
             self.watch.ask(lambda judges, now_ns: judges.use(panel, now_ns))
         except SidecarError as error:
             _log.error("the baseline was not read again: %s", error)
+
+
+def _all_at_once(actions: list[Callable[[], None]]) -> None:
+    """Each in a thread of its own: one that waits out its limit keeps no other from ending."""
+    threads = [threading.Thread(target=each, daemon=True) for each in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 async def _state(request: Request) -> State:

@@ -896,6 +896,15 @@ _DRIFT_METRICS = (
         change="A new baseline was loaded.",
     ),
     _metric(
+        "baseline_fetch_success",
+        Kind.GAUGE,
+        (),
+        "1 where the baseline in force is the one that SIDECAR_BASELINE_SOURCE_FILE asks for, 0 "
+        "where it could not be fetched or used; absent before the first try, and without that key.",
+        normal="1.",
+        change="0: the one before stays in force; /v1/baselines and the log say why.",
+    ),
+    _metric(
         "weights",
         Kind.INFO,
         (*_SOURCE, "digest", "tokenizer_digest", "state"),

@@ -194,6 +194,7 @@ def collectors() -> dict[str, Collector]:
         "events": live_metrics.events_collector(lambda: pulse),
         "summary": live_metrics.collector(everything),
         "guard": _guarded,
+        "fetch": _fetched,
         "drift": drift_metrics.collector(everything, lambda: rounds),
         "traces": trace_metrics.collector(lambda: view, lambda: pushes),
     }
@@ -203,6 +204,11 @@ def _guarded(_: Snapshot) -> Iterator[Family]:
     """What the guard tells after two requests without a token, and two changes."""
     yield family("http_refused", [(("token",), 2)])
     yield family("audit_entries", [((), 4)])
+
+
+def _fetched(_: Snapshot) -> Iterator[Family]:
+    """What is told of a baseline that was fetched as asked."""
+    yield family("baseline_fetch_success", [((), 1)])
 
 
 def no_baselines() -> Baselines:

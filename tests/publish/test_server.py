@@ -369,9 +369,9 @@ def test_events_reach_a_client_until_the_sidecar_ends(served: Served, path: Path
 
 def test_a_hang_up_reads_the_baseline_again(serve: Callable[..., Served], tmp_path: Path) -> None:
     """SIGHUP ends nothing; a torn file is logged and leaves the one before in force."""
-    file = tmp_path / "a.baseline"
+    file, folder = tmp_path / "a.baseline", tmp_path / "state"
     write_baseline(file, drifting.baseline())
-    served = serve("--baseline-file", str(file))
+    served = serve("--baseline-file", str(file), "--state-dir", str(folder))
     url = f"{served.api_url}/v1/baselines"
 
     def digest() -> str:
@@ -389,6 +389,9 @@ def test_a_hang_up_reads_the_baseline_again(serve: Callable[..., Served], tmp_pa
     assert "the baseline was not read again: SIDECAR_BASELINE_FILE" in line
     assert digest() == drifting.baseline(14).digest
     assert served.stop() == 0
+    (entry,) = [json.loads(each) for each in (folder / "audit.jsonl").read_text().splitlines()]
+    assert (entry["who"], entry["action"]) == ("SIGHUP", "baseline.reload")
+    assert entry["detail"] == {"file": str(file), "digest": drifting.baseline(14).digest}
 
 
 def test_a_baseline_that_cannot_be_read_is_named_with_its_key(tmp_path: Path, path: Path) -> None:

@@ -37,7 +37,7 @@ CONNECT_SECONDS: Final = 5.0
 ROUND_SECONDS: Final = 120.0
 MAX_FAILURES: Final = 3
 MAX_ANSWER: Final = 1 << 16
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 0.75
 CAUSES: Final = ("connect", "timeout", "rejected", "server_error", "protocol", "internal")
 OUTCOMES: Final = ("complete", "partial", *(f"failed_{cause}" for cause in CAUSES))
 

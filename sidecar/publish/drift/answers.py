@@ -147,10 +147,15 @@ class BaselineAnswer(BaseModel):
 
 
 class BaselinesAnswer(BaseModel):
-    """The baseline in force; `reason` says why there is none, and how to get one."""
+    """The baseline in force; `reason` says why there is none, and how to get one.
+
+    fetching: where it is fetched, why the one asked for is not in force; "" when it is, or was not
+    looked for yet. None where nothing is fetched.
+    """
 
     file: str | None
     reason: str
+    fetching: str | None
     baseline: BaselineAnswer | None
 
 
@@ -260,12 +265,15 @@ def windows_answer(view: DriftView, after: int, limit: int | None = None) -> Win
     )
 
 
-def baselines_answer(view: DriftView, path: Path | None) -> BaselinesAnswer:
+def baselines_answer(
+    view: DriftView, path: Path | None, fetching: str | None = None
+) -> BaselinesAnswer:
     """The baseline in force."""
     baseline = view.baseline
     return BaselinesAnswer(
         file=None if path is None else str(path),
         reason="" if baseline else f"no baseline: {CHANNELS['traffic']}",
+        fetching=fetching,
         baseline=None if baseline is None else _baseline(baseline, view.executed),
     )
 

@@ -12,21 +12,25 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import httpx
 import msgspec
+from prometheus_client.core import Metric as Family
 
 from sidecar.config import PREFIX
 from sidecar.errors import SidecarError, StoreError
+from sidecar.fold.reducer import Snapshot
+from sidecar.publish.metrics.collectors import family
 from sidecar.store import atomic
 
 LOOK_SECONDS: Final = 60.0
 MAX_BYTES: Final = 256 << 20
 _MAX_SECONDS: Final = 600.0
 _SILENCE_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 0.75
 _log = logging.getLogger(__name__)
 
 
@@ -53,6 +57,7 @@ class Fetcher:
         self._use = use
         self._has = ""
         self._reason = ""
+        self._has_looked = False
         self._is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="baseline-fetch", daemon=True)
 
@@ -61,6 +66,11 @@ class Fetcher:
         """Why the baseline in force is not the one asked for; "" when it is."""
         return self._reason
 
+    def collect(self, _: Snapshot) -> Iterator[Family]:
+        """Its part of /metrics."""
+        told = [((), float(not self._reason))] if self._has_looked else []
+        yield family("baseline_fetch_success", told)
+
     def start(self) -> None:
         """Begin to look."""
         self._thread.start()
@@ -68,7 +78,7 @@ class Fetcher:
     def stop(self) -> None:
         """End; a download under way is left behind, with nothing of it used."""
         self._is_ending.set()
-        self._thread.join(timeout=1.0)
+        self._thread.join(timeout=STOP_SECONDS)
 
     def look(self) -> None:
         """Fetch what is asked for, unless it is there; a failure becomes the reason."""
@@ -124,6 +134,7 @@ class Fetcher:
         if reason and reason != self._reason and not self._is_ending.is_set():
             _log.error("%sBASELINE_SOURCE_FILE: %s", PREFIX, reason)
         self._reason = reason
+        self._has_looked = True
 
 
 def download(

@@ -78,7 +78,8 @@ def discard(state: Shared, _: Posted) -> Response:
 @api.get("/baselines", response_model=answers.BaselinesAnswer)
 def baselines(state: Shared) -> Response:
     """Tell the baseline in force, and how what is served differs from it."""
-    return json_reply(answers.baselines_answer(state.watch.get(), state.baselines.path))
+    fetching = state.fetcher.reason if state.fetcher else None
+    return json_reply(answers.baselines_answer(state.watch.get(), state.baselines.path, fetching))
 
 
 @api.post(

@@ -1,10 +1,12 @@
 """The fleet job's HTTP side: /metrics, health, and what is concluded of the replicas, on one port.
 
 Guarantees: every answer is of the last round, so nobody waits for an exporter; who acknowledges
-must reach the port over loopback (such as by `kubectl port-forward`), since it is open to scrapes.
+must reach the port over loopback (such as by `kubectl port-forward`), since it is open to scrapes,
+and is in the audit log before it is done.
 """
 
 import ipaddress
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -14,6 +16,7 @@ from starlette.responses import Response
 
 import sidecar
 from sidecar.config import FleetConfig
+from sidecar.errors import StoreError
 from sidecar.fold.drift.contrast import NAME
 from sidecar.fold.drift.verdict import Cause, ChannelState
 from sidecar.publish.api import problems
@@ -22,6 +25,7 @@ from sidecar.publish.api.problems import Problem, Unanswerable
 from sidecar.publish.api.reply import json_reply
 from sidecar.publish.fleet.fleet import FILE_NAME, Fleet, FleetView
 from sidecar.publish.fleet.metrics import exposition
+from sidecar.publish.guard.audited import UNWRITTEN, Log, StderrLog
 from sidecar.store.snapshot import SnapshotFile
 
 routes = APIRouter(tags=["fleet"])
@@ -33,8 +37,11 @@ def create_fleet(config: FleetConfig) -> Fleet:
     return Fleet(config, None if folder is None else SnapshotFile(folder / FILE_NAME))
 
 
-def create_fleet_app(fleet: Fleet) -> FastAPI:
-    """What it serves."""
+def create_fleet_app(fleet: Fleet, log: Log | None = None) -> FastAPI:
+    """What it serves.
+
+    log: where it is written down who acknowledged; stderr by default.
+    """
     app = FastAPI(
         title="llm-internals-sidecar fleet",
         version=sidecar.__version__,
@@ -42,6 +49,7 @@ def create_fleet_app(fleet: Fleet) -> FastAPI:
         redoc_url=None,
     )
     app.state.fleet = fleet
+    app.state.log = log or StderrLog()
     problems.install(app)
     app.include_router(routes)
     return app
@@ -156,8 +164,13 @@ def drift(fleet: Shared) -> Response:
     responses={403: {"model": Problem}, 415: {"model": Problem}},
     dependencies=[Depends(_from_loopback)],
 )
-def acknowledge(fleet: Shared) -> Response:
+def acknowledge(request: Request, fleet: Shared) -> Response:
     """Say that somebody has seen the page: its latch opens, and the evidence starts again."""
+    log: Log = request.app.state.log
+    try:
+        log.append(time.time_ns(), "loopback", "drift.acknowledge", {"channel": NAME})
+    except StoreError as error:
+        raise Unanswerable(503, str(error), UNWRITTEN) from error
     return json_reply(fleet_answer(fleet.acknowledge()))
 
 

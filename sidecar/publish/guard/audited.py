@@ -8,7 +8,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 from anyio import to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,8 +19,9 @@ from sidecar.publish.guard.body import read, replay
 from sidecar.publish.guard.door import RIGHT
 from sidecar.publish.guard.limits import MAX_BODY
 from sidecar.publish.guard.refusal import SAFE, Refusal, Refusals
-from sidecar.store.audit import Entry
+from sidecar.store.audit import NAME, AuditLog, Entry
 
+UNWRITTEN: Final = "nothing was changed; changes need their entry in the audit log"
 _log = logging.getLogger(__name__)
 
 
@@ -28,6 +30,20 @@ class Log(Protocol):
 
     def append(self, t_ns: int, who: str, action: str, detail: dict[str, Any]) -> Entry:
         """Write one entry. Raises StoreError when it cannot be."""
+
+
+class StderrLog:
+    """Where no folder is configured: entries are warnings of this process, in no chain."""
+
+    def append(self, t_ns: int, who: str, action: str, detail: dict[str, Any]) -> Entry:
+        """Tell one entry."""
+        _log.warning("audit: %s by %s at %d: %s", action, who, t_ns, detail)
+        return Entry(0, t_ns, who, action, detail, "", "")
+
+
+def create_log(folder: Path | None) -> Log:
+    """The log in the state folder; where there is none, stderr."""
+    return StderrLog() if folder is None else AuditLog(folder / NAME)
 
 
 class Audited:
@@ -64,7 +80,7 @@ class Audited:
                 "audit",
                 503,
                 str(error),
-                "nothing was changed; changes need their entry in the audit log",
+                UNWRITTEN,
             )
             await self._refusals.answer(refusal, scope, receive, send)
             return

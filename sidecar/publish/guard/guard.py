@@ -3,10 +3,9 @@
 Order, from outside: headers of every answer, limits, password or token, audit log, routes.
 """
 
-import logging
 from collections.abc import Iterator
 from ssl import SSLContext
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from prometheus_client.core import Metric as Family
 from starlette.types import ASGIApp
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp
 from sidecar.config import ExporterConfig
 from sidecar.errors import StoreError
 from sidecar.fold.reducer import Snapshot
-from sidecar.publish.guard.audited import Audited, Log
+from sidecar.publish.guard.audited import Audited, Log, create_log
 from sidecar.publish.guard.door import Door
 from sidecar.publish.guard.headers import SafeHeaders
 from sidecar.publish.guard.limits import Limits, Rate
@@ -23,21 +22,10 @@ from sidecar.publish.guard.refusal import Refusals
 from sidecar.publish.guard.tokens import Tokens
 from sidecar.publish.guard.webconfig import WebGuard
 from sidecar.publish.metrics.collectors import family
-from sidecar.store import audit
-from sidecar.store.audit import AuditLog, Entry, Head
+from sidecar.store.audit import AuditLog, Head
 
 # Of one address. A page asks some five times a second, Prometheus once in seconds.
 RATE: Final = Rate(100.0, 500.0)
-_log = logging.getLogger(__name__)
-
-
-class StderrLog:
-    """Where no folder is configured: entries are warnings of this process, in no chain."""
-
-    def append(self, t_ns: int, who: str, action: str, detail: dict[str, Any]) -> Entry:
-        """Tell one entry."""
-        _log.warning("audit: %s by %s at %d: %s", action, who, t_ns, detail)
-        return Entry(0, t_ns, who, action, detail, "", "")
 
 
 class Guard(NamedTuple):
@@ -85,11 +73,10 @@ class Guard(NamedTuple):
 
 def create_guard(config: ExporterConfig) -> Guard:
     """Raises ConfigError when a file that was named cannot be used."""
-    folder = config.state_dir
     token = config.api_token()
     return Guard(
         Refusals(),
-        StderrLog() if folder is None else AuditLog(folder / audit.NAME),
+        create_log(config.state_dir),
         None if token is None else Tokens(token),
         None if config.web_config_file is None else WebGuard(config.web_config_file),
         config.api_hosts,

@@ -18,7 +18,7 @@ from sidecar.publish.live.feed import Feed
 from sidecar.publish.live.summary import summary_answer
 
 TURN_SECONDS: Final = 1.0
-STOP_SECONDS: Final = 2.0
+STOP_SECONDS: Final = 0.75
 MAX_REQUESTS: Final = 32
 _REPEAT_TURNS: Final = 5  # a status that did not change is told again after so many
 _log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ CAPACITY: Final = 2048
 BATCH: Final = 256
 MAX_TRIES: Final = 5
 LINGER_SECONDS: Final = 1.0  # a batch that is not full waits for company
-STOP_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 0.75
 CAUSES: Final = ("queue_full", "not_taken", "shutdown")
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Outbox:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what can be sent in a second, count the rest, and end."""
+        """Send what can be sent in `STOP_SECONDS`, count the rest, and end."""
         self._stopping.set()
         with self._changed:
             self._changed.notify()

@@ -26,7 +26,7 @@ from sidecar.publish.traces.spans import drift_span, place_of, request_span, res
 from sidecar.wire.frame import Body, Frame, Requests, Serving, Signatures, Source, Status
 
 MAX_BYTES: Final = 32 << 20
-STOP_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 0.25
 MAX_SOURCES: Final = 256
 _TURN_SECONDS: Final = 0.25
 _ITEM_BYTES: Final = 1024

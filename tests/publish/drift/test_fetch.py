@@ -19,7 +19,11 @@ from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.fetch import Fetcher, download
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.guard.guard import create_guard
+from sidecar.publish.metrics.exposition import Scrape
+from sidecar.publish.state import State
 from sidecar.store.baseline_file import write_baseline
+from tests import fakes
+from tests.fakes import NOW
 from tests.publish.drifting import MINUTE, baseline
 
 TERMS = Terms("production", MINUTE)
@@ -181,6 +185,22 @@ def test_it_is_tried_again_until_it_works(fetched: Fetched, shelf: Shelf, tmp_pa
     assert fetched.num_used == 1
 
 
+def test_a_metric_says_whether_it_was_fetched(
+    fetched: Fetched, shelf: Shelf, tmp_path: Path
+) -> None:
+    """Absent before the first look, 0 while it cannot be had, 1 when it is in force."""
+    data = bytes_of(tmp_path)
+    ask(tmp_path, f"{shelf.url}/chat", data)
+    told = [success(fetched.fetcher)]
+    fetched.fetcher.look()
+    told.append(success(fetched.fetcher))
+    shelf.files["/chat"] = data
+    fetched.fetcher.look()
+    told.append(success(fetched.fetcher))
+
+    assert told == [[], [0.0], [1.0]]
+
+
 def test_a_download_is_bounded(shelf: Shelf) -> None:
     """More bytes than a baseline can have are not taken."""
     shelf.files["/large"] = bytes(2000)
@@ -200,11 +220,28 @@ def test_a_sidecar_arms_itself_by_what_it_fetched(shelf: Shelf, tmp_path: Path) 
     try:
         api = TestClient(create_api_app(state))
         wait_until(lambda: api.get("/v1/baselines").json()["baseline"] is not None)
-        found = api.get("/v1/baselines").json()["baseline"]["digest"]
+        wait_until(lambda: "baseline_fetch_success 1.0" in scrape(state))
+        found = api.get("/v1/baselines").json()
     finally:
         state.stop()
 
-    assert found == baseline(7).digest
+    assert found["baseline"]["digest"] == baseline(7).digest
+    assert found["fetching"] == ""
+
+
+def test_a_sidecar_says_why_it_fetched_nothing(tmp_path: Path) -> None:
+    """In its answer about baselines, and as a 0 in /metrics; it serves all the same."""
+    config = configured(tmp_path, ask(tmp_path, "http://127.0.0.1:9/chat", b""))
+    state = create_state(config, create_guard(config))
+    state.start()
+    try:
+        wait_until(lambda: "baseline_fetch_success 0.0" in scrape(state))
+        found = TestClient(create_api_app(state)).get("/v1/baselines").json()
+    finally:
+        state.stop()
+
+    assert "cannot be fetched" in found["fetching"]
+    assert found["baseline"] is None
 
 
 def test_what_an_earlier_life_left_and_is_refused_now_is_put_aside(tmp_path: Path) -> None:
@@ -230,6 +267,17 @@ def test_what_is_fetched_needs_a_place(tmp_path: Path) -> None:
     guard = create_guard(config)
     with pytest.raises(ConfigError, match="set SIDECAR_BASELINE_FILE"):
         create_state(config, guard)
+
+
+def success(fetcher: Fetcher) -> list[float]:
+    """Values of the metric; none when it is absent."""
+    snapshot = fakes.everything().get(NOW)
+    return [each.value for family in fetcher.collect(snapshot) for each in family.samples]
+
+
+def scrape(state: State) -> str:
+    """/metrics now."""
+    return state.exposition.render(state.intake.get(), Scrape()).decode()
 
 
 def configured(folder: Path, source: Path) -> ExporterConfig:

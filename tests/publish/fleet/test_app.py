@@ -1,7 +1,9 @@
 """What the fleet job serves: families, answers, and who may acknowledge."""
 
+import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
@@ -10,6 +12,8 @@ from starlette.testclient import TestClient
 
 from sidecar.publish.fleet.app import create_fleet_app
 from sidecar.publish.fleet.metrics import exposition
+from sidecar.publish.guard.audited import UNWRITTEN
+from sidecar.store.audit import AuditLog
 from sidecar.wire.signals import FLEET_METRICS
 from tests.fold.drift.fleets import LENGTH, NUM_STREAMS, START, shift
 from tests.publish.fleet.test_fleet import World
@@ -133,3 +137,23 @@ def test_a_page_is_acknowledged_over_loopback_as_json_alone() -> None:
 
     assert answer["state"] == "armed"
     assert answer["is_acknowledged"]
+
+
+def test_an_acknowledgement_is_in_the_audit_log_before_it_is_done(tmp_path: Path) -> None:
+    """Who is refused leaves no entry; without an entry the page stays."""
+    world, path = paged(), "/v1/drift/replica/acknowledge"
+    file = tmp_path / "audit.jsonl"
+    app = create_fleet_app(world.job, AuditLog(file))
+    TestClient(app, client=("10.1.2.3", 1)).post(path, json={})
+    assert not file.exists()
+    file.write_text("not ours\n")
+    near = TestClient(app, client=("127.0.0.1", 1))
+    refused = near.post(path, json={})
+    assert (refused.status_code, refused.json()["remedy"]) == (503, UNWRITTEN)
+    assert near.get("/v1/drift").json()["state"] == "page"
+    file.unlink()
+    assert near.post(path, json={}).json()["state"] == "armed"
+    (entry,) = [json.loads(line) for line in file.read_text().splitlines()]
+
+    assert (entry["who"], entry["action"]) == ("loopback", "drift.acknowledge")
+    assert entry["detail"] == {"channel": "replica"}
