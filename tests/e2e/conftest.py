@@ -15,7 +15,7 @@ LAST = ("observatory", "tampered")  # fixtures whose tests come last, in this or
 # Tests that share a server are run by one worker; those of `untapped` compare it with `bfloat16`.
 SHARED = {"float32": "float32", "bfloat16": "bfloat16", "untapped": "bfloat16"}
 OWN = ("served", "tensor", "pipeline", "data")  # fixtures with a server for each, or each parameter
-FIRST = ("float32", "bfloat16")  # groups that take longest
+FIRST = ("float32", "bfloat16", "image")  # groups that take longest
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,6 +46,8 @@ def _group(item: pytest.Item) -> str:
     if shared := next((group for name, group in SHARED.items() if name in wanted), None):
         return shared
     file = item.path.stem
+    if item.path.parent.name == "image" or file == "test_pod":
+        return "image"  # built once, in one store
     if "launch" in wanted:
         return f"{file}-{item.name}"
     if own := next((name for name in OWN if name in wanted), None):
