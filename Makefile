@@ -31,11 +31,12 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools from Debian's packages; install chromium
+tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools; install chromium, buildah and podman
 
-$(TOOLS): scripts/prometheus.sh scripts/chromium.sh
+$(TOOLS): scripts/prometheus.sh scripts/chromium.sh scripts/containers.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
 	@scripts/progress.sh "tools: looking for chromium" .cache/logs/chromium.log scripts/chromium.sh .tools
+	@scripts/progress.sh "tools: looking for buildah and podman" .cache/logs/containers.log scripts/containers.sh
 	@touch $@
 
 .PHONY: run
@@ -104,6 +105,14 @@ performance: setup ## write docs/performance.md and docs/scale.md anew from benc
 .PHONY: kernels
 kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...
 	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: image
+image: ## build the sidecar's image and its SBOM; BASES=debian: on bases made here, no registry asked
+	@scripts/image.sh exporter
+
+.PHONY: lock
+lock: ## name again what the image is built of, and all hashes: requirements/*.lock
+	@scripts/lock.sh
 
 .PHONY: chart
 chart: setup ## write the values' schema and the patches anew, lint the chart, pack it into build/

@@ -28,7 +28,7 @@ from sidecar.publish.fleet.app import create_fleet, create_fleet_app
 from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
 
-_GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
+GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -175,7 +175,7 @@ def _settings(seat: _Seat) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         ws="none",
     )
 
