@@ -1,6 +1,6 @@
 """One rank as a process: a sender of the tap, with the frames of a small model, and its journal.
 
-    python -m bench.chaos.rank SOCKET FOLDER DP --rate 20 [--clock FILE]
+    python -m bench.chaos.rank SOCKET KEY JOURNALS DP --rate 20 [--clock FILE]
 
 Sends until SIGTERM; then until one more frame of each sender was handed over, so that the sidecar
 has heard of all, and ends. The rank is also its own front end: `engine-dp<DP>-pp0-tp0` and
@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from bench.chaos.clock import Clock
 from bench.chaos.journal import Journal
@@ -26,14 +26,21 @@ LAST_SECONDS: Final = 60.0
 LINGER_SECONDS: Final = 5.0
 
 
-class Spoken:
-    """A sender that writes down what it does; the journal is `<source>.<boot>` in `folder`."""
+class Place(NamedTuple):
+    """Where senders speak, what signs their frames, where they write it down, and their clock."""
 
-    def __init__(
-        self, path: Path, source: Source, folder: Path, clock_ns: Callable[[], int]
-    ) -> None:
-        self.sender = Sender(path, source, clock_ns=clock_ns)
-        self._journal = Journal(folder / f"{source.name}.{self.sender.boot}")
+    socket: Path
+    key: bytes
+    journals: Path
+    clock_ns: Callable[[], int] = time.time_ns
+
+
+class Spoken:
+    """A sender that writes down what it does, in `<source>.<boot>`."""
+
+    def __init__(self, source: Source, place: Place) -> None:
+        self.sender = Sender(place.socket, source, place.key, place.clock_ns)
+        self._journal = Journal(place.journals / f"{source.name}.{self.sender.boot}")
 
     def say(self, body: Body) -> bool:
         """Send one frame; whether it was handed over. Never raises: it writes that down too."""
@@ -58,12 +65,12 @@ class Spoken:
 class Rank:
     """An engine and its front end; `tell` sends the frames of one tick."""
 
-    def __init__(self, path: Path, folder: Path, dp: int, clock_ns: Callable[[], int]) -> None:
+    def __init__(self, place: Place, dp: int) -> None:
         # No two ranks tell of one request: numbers of each begin elsewhere.
         self._model = SyntheticEngine(seed=dp, num_requests=dp * 10_000_000)
-        self._clock_ns = clock_ns
-        self.tap = Spoken(path, Source("engine", dp), folder, clock_ns)
-        self.front = Spoken(path, Source("frontend", dp), folder, clock_ns)
+        self._clock_ns = place.clock_ns
+        self.tap = Spoken(Source("engine", dp), place)
+        self.front = Spoken(Source("frontend", dp), place)
         self._due = self._bodies()
 
     def tell(self) -> None:
@@ -95,7 +102,8 @@ def main() -> None:
     """Send at a steady rate until told to end, or until the parent has gone."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("socket", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("key", type=Path)
+    parser.add_argument("journals", type=Path)
     parser.add_argument("dp", type=int)
     parser.add_argument("--rate", type=float, default=20.0, help="frames a second")
     parser.add_argument("--clock", type=Path)
@@ -103,7 +111,8 @@ def main() -> None:
     over: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: over.append(number))
     clock_ns = Clock(given.clock) if given.clock else time.time_ns
-    rank = Rank(given.socket, given.folder, given.dp, clock_ns)
+    key = given.key.read_bytes()
+    rank = Rank(Place(given.socket, key, given.journals, clock_ns), given.dp)
     parent, due = os.getppid(), time.monotonic()
     while not over and os.getppid() == parent:
         rank.tell()

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ import numpy as np
 from bench.chaos.account import CAUSES, Found, Known, compare
 from bench.chaos.clock import Clock
 from bench.chaos.journal import Entries
+from bench.chaos.rank import Place, Spoken
+from sidecar.wire.frame import Source
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE_SECONDS: Final = 120.0
@@ -58,6 +61,9 @@ class Stand:
         self.socket = folder / "run" / "i.sock"
         self.journals = folder / "journals"
         self.journals.mkdir(parents=True)
+        self.key = secrets.token_hex(16).encode()
+        self._key_file = folder / "key"
+        self._key_file.write_bytes(self.key)
         self.clock = Clock(folder / "clock")
         self.num_ranks = num_ranks
         self._options = list(options)
@@ -91,6 +97,7 @@ class Stand:
             ["bench.chaos.clock", str(self.folder / "clock")] if self._has_clock else ["sidecar"]
         )
         command = [sys.executable, "-m", *under, "serve", "--socket", str(self.socket)]
+        command += ["--key-file", str(self._key_file)]
         command += ["--metrics-host", "127.0.0.1", "--metrics-port", "0", "--api-port", "0"]
         self._server = subprocess.Popen(
             [*command, *self._options],
@@ -130,10 +137,15 @@ class Stand:
 
     def start_rank(self, number: int) -> None:
         """Start a rank that has no process."""
-        command = [sys.executable, "-m", "bench.chaos.rank", str(self.socket), str(self.journals)]
-        command += [str(number), "--rate", str(self._rate)]
+        command = [sys.executable, "-m", "bench.chaos.rank", str(self.socket)]
+        command += [str(self._key_file), str(self.journals), str(number), "--rate", str(self._rate)]
         command += ["--clock", str(self.folder / "clock")] if self._has_clock else []
         self._ranks[number] = subprocess.Popen(command, stderr=self._log, env=_environ(), cwd=ROOT)
+
+    def speaker(self, source: Source) -> Spoken:
+        """A sender of this process, in the same books; `close` it before the account."""
+        place = Place(self.socket, self.key, self.journals, self.clock)
+        return Spoken(source, place)
 
     def kill_rank(self, number: int) -> None:
         """`kill -9`; then look until what was on its way has been read."""
@@ -182,6 +194,10 @@ class Stand:
         with contextlib.suppress(OSError, http.client.HTTPException):
             return {s["source"]: s["frames_received"] for s in self.look()["sources"]}
         return {}
+
+    def boots(self) -> dict[str, str]:
+        """The life of each source that is heard."""
+        return {s["source"]: s["boot"] for s in self.look()["sources"] if s["frames_received"]}
 
     def hears_all(self) -> bool:
         """Whether every rank, its engine and its front end, is heard."""

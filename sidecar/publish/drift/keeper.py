@@ -2,7 +2,7 @@
 
 Guarantees: windows and channels are kept as of one moment, so that no window is judged twice; a
 file that is torn or foreign is put aside, never overwritten, and said for the rest of this life;
-what cannot be written is said, and tried again at the next window.
+what cannot be written is said, and `save` tells so.
 """
 
 from pathlib import Path
@@ -40,14 +40,15 @@ class FileKeeper:
         """What is wrong with keeping the state; "" when all is well."""
         return "; ".join(filter(None, (self._refusal, self._failure)))
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Replace what is kept; a failure becomes the reason."""
+    def save(self, snapshot: Snapshot) -> bool:
+        """Replace what is kept; whether that was done. A failure becomes the reason."""
         try:
             self._file.write(snapshot)
         except StoreError as error:
             self._failure = f"the state cannot be kept: {error}"
         else:
             self._failure = ""
+        return not self._failure
 
     def load(self) -> Snapshot | None:
         """What an earlier life kept; None when there is nothing of use."""

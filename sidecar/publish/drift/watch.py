@@ -1,9 +1,11 @@
 """The thread that judges drift: fed by the ingest thread through a bounded queue, asked by the API.
 
 Guarantees: ingest never waits for a channel; what finds no room is counted; readers get the last
-published view at once, however long a channel takes, and can see how old it is; questions that
-change something are answered within `ASK_SECONDS` or refused; `stop` returns within
-`STOP_SECONDS`, after everything was kept, unless a channel hangs. Time is a clock given.
+published view at once, however long a channel takes, and can see how old it is; a verdict is kept
+before it is published, so nobody is told of an alarm that a crash could undo, and what cannot be
+kept is tried again every `RETRY_SECONDS`; questions that change something are answered within
+`ASK_SECONDS` or refused; `stop` returns within `STOP_SECONDS`, after everything was kept, unless a
+channel hangs. Time is a clock given.
 """
 
 import logging
@@ -27,6 +29,7 @@ MAX_BYTES: Final = 32 << 20
 ASK_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 2.0
 STALLED_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 1.0
 _TURN_SECONDS: Final = 0.25
 _ITEM_BYTES: Final = 1024  # about what one signature or message takes beside its numbers
 _BUSY: Final = "the thread that judges drift is busy or stopped; ask again, and read its log"
@@ -48,8 +51,8 @@ class Keeper(Protocol):
     def reason(self) -> str:
         """What is wrong with keeping it; "" when all is well."""
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Replace what is kept; a failure becomes the reason."""
+    def save(self, snapshot: Snapshot) -> bool:
+        """Replace what is kept; whether that was done. A failure becomes the reason."""
 
     def load(self) -> Snapshot | None:
         """What an earlier life kept; None when there is nothing of use."""
@@ -79,6 +82,7 @@ class Watch:
         self._is_logged = False
         self._refusal = ""
         self._kept_ns = clock_ns()
+        self._is_kept = True  # all that was to be
         self._restore()
         self._view = self._look()
 
@@ -131,9 +135,7 @@ class Watch:
         for item in self._mailbox.take(timeout_seconds):
             self._do(item)
         self._guarded(lambda: self._judges.advance(self._clock_ns()))
-        if self._judges.has_news or self._clock_ns() - self._kept_ns >= self._view.terms.window_ns:
-            self._guarded(self._keep)
-        self._guarded(self._publish)
+        self._guarded(self._settle)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -151,7 +153,7 @@ class Watch:
         except Exception as error:  # the asker learns of it; the thread goes on
             item.answer.set_exception(error)
         else:
-            self._guarded(self._publish)  # whoever looks after the answer sees what it did
+            self._guarded(self._settle)  # whoever looks after the answer sees what it did
             item.answer.set_result(answer)
 
     def _guarded(self, action: Callable[[], object]) -> None:
@@ -163,19 +165,33 @@ class Watch:
                 self._is_logged = True
                 _log.error("drift: an item could not be judged; counted", exc_info=error)
 
-    def _publish(self) -> None:
-        self._view = self._look()
+    def _settle(self) -> None:
+        """Keep what is new, then publish: in this order, or a crash between would undo an alarm."""
+        view = self._look()  # which is where the judges notice that a verdict is another
+        if self._is_due():
+            self._guarded(self._keep)
+        self._view = view._replace(keeping=self._keeping())
+
+    def _is_due(self) -> bool:
+        """Whether to keep now; a clock that was set back is no reason to wait for it."""
+        since_ns = abs(self._clock_ns() - self._kept_ns)
+        if not self._is_kept:
+            return since_ns >= RETRY_SECONDS * 1e9
+        return self._judges.has_news or since_ns >= self._view.terms.window_ns
 
     def _look(self) -> DriftView:
+        return self._judges.get(self._clock_ns())._replace(keeping=self._keeping())
+
+    def _keeping(self) -> str:
         reason = self._keeper.reason if self._keeper else _IN_MEMORY
-        keeping = "; ".join(filter(None, (self._refusal, reason)))
-        return self._judges.get(self._clock_ns())._replace(keeping=keeping)
+        return "; ".join(filter(None, (self._refusal, reason)))
 
     def _keep(self) -> None:
         self._judges.has_news = False
         self._kept_ns = self._clock_ns()
         if self._keeper is not None:
-            self._keeper.save(self._judges.export(self._kept_ns))
+            self._is_kept = False
+            self._is_kept = self._keeper.save(self._judges.export(self._kept_ns))
 
     def _restore(self) -> None:
         kept = self._keeper.load() if self._keeper else None

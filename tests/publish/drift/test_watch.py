@@ -144,7 +144,7 @@ def test_ingest_does_not_wait_for_a_stuck_channel() -> None:
         eventually(lambda: judging.get().num_left_out > 0)
         num_left_out = judging.get().num_left_out
 
-        assert slowest < 1
+        assert slowest < 30  # the channel hangs for twice as long
         assert intake.get().sources[0].tally.received == 101
         assert num_left_out <= 1000
     finally:
@@ -209,7 +209,7 @@ def test_stopping_does_not_wait_for_a_stuck_channel(monkeypatch: pytest.MonkeyPa
     started = time.monotonic()
     life.watch.stop()
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # the channel hangs for twice as long
     release.set()
 
 
@@ -270,6 +270,38 @@ def test_a_restart_goes_on_where_it_was_killed(minutes: int, tmp_path: Path) -> 
     ]
     assert states_of == [{"traffic": "page"}] * 2
     assert again.watch.get().keeping == ""
+
+
+def test_nobody_is_told_of_a_page_before_it_is_kept(tmp_path: Path) -> None:
+    """Killed at the moment at which the page is published, the next life tells of it."""
+    life = Life(FakeChannel(pages_after=3), keeper=FileKeeper(tmp_path))
+    while states(life.watch.get().channels) != {"traffic": "page"}:
+        life.minute()
+    again = Life(FakeChannel(pages_after=3), keeper=FileKeeper(tmp_path))
+
+    assert states(again.watch.get().channels) == {"traffic": "page"}
+    assert again.watch.get().history == life.watch.get().history
+
+
+def test_nobody_is_told_of_an_acknowledgement_before_it_is_kept(tmp_path: Path) -> None:
+    """Killed while the answer is on its way, the next life has seen it too."""
+    life = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+    asked = threading.Event()
+    found: list[list[str]] = []
+
+    def ask() -> None:
+        asked.set()
+        life.watch.ask(lambda judges, now_ns: judges.announce("release 7", now_ns))
+        again = Life(FakeChannel(), keeper=FileKeeper(tmp_path))
+        found.append([each.note for each in again.watch.get().deployments])
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    asked.wait(60)
+    eventually(lambda: life.watch.turn() or not asker.is_alive())  # type: ignore[func-returns-value]
+    asker.join()
+
+    assert found == [["release 7"]]
 
 
 def test_what_is_open_at_a_shutdown_is_kept(tmp_path: Path) -> None:
@@ -339,8 +371,8 @@ def test_a_disk_that_fails_is_said_until_it_works_again(tmp_path: Path) -> None:
         life.minute()
     failing = life.watch.get()
     folder.unlink()
-    for _ in range(2):
-        life.minute()
+    life.clock.advance(watching.RETRY_SECONDS)
+    life.watch.turn()
 
     assert "the state cannot be kept" in failing.keeping
     assert failing.num_scored > 0
