@@ -4,29 +4,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.image.containers import Containers, Image
-
-EXPORTER = "localhost/llm-internals-sidecar:test"
+from tests.image.containers import Image
+from tests.image.machine import Machine
 
 
 @pytest.fixture(scope="session")
-def containers() -> Iterator[Containers]:
+def machine() -> Iterator[Machine]:
     """podman and buildah."""
-    made = Containers()
+    made = Machine()
     yield made
     made.release()
 
 
 @pytest.fixture(scope="session")
-def exporter(containers: Containers) -> Image:
+def exporter(machine: Machine) -> Image:
     """What runs beside vLLM, built for real. Some 90 s where no layer of it is here yet."""
-    with containers.alone():
-        said = containers.build("exporter", EXPORTER)
-    assert said.status == 0, said.out[-4000:] + said.err[-4000:]
-    return Image(containers, EXPORTER)
+    return Image(machine, machine.build("exporter"))
 
 
 @pytest.fixture(scope="session")
 def base(exporter: Image) -> Image:
     """What the exporter was built upon."""
-    return Image(exporter.containers, "localhost/llm-internals-base:debian")
+    return Image(exporter.machine, "localhost/llm-internals-base:debian")

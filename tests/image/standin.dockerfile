@@ -1,6 +1,7 @@
 # What a vLLM image is to its tap: a Python with pip and the packages that vLLM brings, ours not
 # among them. They are those of the exporter's image, so nothing is fetched.
-FROM localhost/llm-internals-sidecar:test AS packages
+ARG EXPORTER
+FROM ${EXPORTER} AS packages
 FROM localhost/llm-internals-build:debian
 RUN python3 -m venv /opt/venv
 COPY --from=packages /opt/sidecar/lib /opt/venv/lib

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.image.containers import ROOT
+from tests.deploy.chart import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 import sidecar
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source
+from tests.deploy.chart import ROOT
 from tests.fakes import layers, live
-from tests.image.containers import ROOT, USER, Image, Running, eventually
+from tests.image.containers import USER, Image, Running, eventually
 
 METRICS = "http://127.0.0.1:9478"
 MOST_BYTES = 200 * 10**6
@@ -97,8 +98,7 @@ def test_its_sbom_is_what_it_holds(exporter: Image) -> None:
     """CycloneDX, made at the build: the same packages that Python finds in it."""
     text = exporter.python("print(open('/opt/sidecar/sbom.cdx.json').read())")
     sbom = json.loads(text)
-    parts = [*sbom["components"], sbom["metadata"]["component"]]
-    told = {normal(part["name"]): part["version"] for part in parts}
+    told = {normal(part["name"]): part["version"] for part in sbom["components"]}
     found = {
         normal(name): version for name, version in json.loads(exporter.python(PACKAGES)).items()
     }
@@ -121,8 +121,8 @@ def test_its_folders_are_its_own(exporter: Image) -> None:
     """So that a volume mounted over them takes their owner from there."""
     folders = ["/var/lib/llm-internals", "/run/llm-internals"]
     code = f"import os; print([os.stat(path).st_uid for path in {folders}])"
-    with_root = exporter.containers.told(
-        *("podman", "run", "--rm", "--entrypoint", "python3", exporter.name, "-c", code)
+    with_root = exporter.machine(
+        *("run", "--rm", "--entrypoint", "python3", exporter.name, "-c", code)
     )
 
     assert json.loads(with_root) == [USER, USER]
@@ -136,24 +136,24 @@ def test_its_health_is_told_when_nothing_serves(exporter: Image) -> None:
     assert "is `sidecar serve` running?" in said.out
 
 
-def test_recording_names_its_remedy(exporter: Image) -> None:
-    """What it needs is not in this image; that is told at the start, not when a request comes."""
-    said = exporter.run(
-        options=("--env=SIDECAR_RECORD=1", "--env=SIDECAR_STATE_DIR=/var/lib/llm-internals")
-    )
-
-    assert said.status == 2
-    assert "--build-arg RECORDINGS=1" in said.err
-    assert "Traceback" not in said.err
-
-
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder for the socket, as a volume that both sides mount."""
+    """A folder of its user, as a volume that this machine mounts too."""
     folder = tmp_path / "run"
     folder.mkdir()
     subprocess.run(["chown", f"{USER}:{USER}", folder], check=True)
     return folder
+
+
+def test_recording_names_its_remedy(exporter: Image, shared: Path) -> None:
+    """What it needs is not in this image; that is told at the start, not when a request comes."""
+    state = "/var/lib/llm-internals"
+    settings = ("--env=SIDECAR_RECORD=1", f"--env=SIDECAR_STATE_DIR={state}")
+    said = exporter.run(options=(*settings, f"--volume={shared}:{state}"))
+
+    assert said.status == 2
+    assert "--build-arg RECORDINGS=1" in said.err
+    assert "Traceback" not in said.err
 
 
 def serves(container: Running) -> None:
@@ -177,7 +177,7 @@ def test_frames_through_a_mounted_socket_are_published(exporter: Image, shared: 
                 nonlocal shown
                 send()
                 shown = container.get(f"{METRICS}/metrics")
-                return "\nllm_internals_residual_rms{" in shown
+                return "\nllm_internals_residual_rms_count{" in shown
 
             eventually(is_shown, lambda: shown[-2000:] + container.logs())
             received = counted(shown, "llm_internals_frames_received_total")
@@ -185,7 +185,7 @@ def test_frames_through_a_mounted_socket_are_published(exporter: Image, shared: 
             assert 0 < received + lost <= num_sent()
         assert counted(shown, "llm_internals_tap_live") == 1
         health = container.said("sidecar", "health")
-        checked = exporter.containers.said("podman", "healthcheck", "run", container.id)
+        checked = exporter.machine.asked("podman", "healthcheck", "run", container.id)
 
         assert (health.status, checked.status) == (0, 0)
         assert health.out == f"sidecar: {METRICS}/healthz is well\n"

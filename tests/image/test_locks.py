@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sidecar
-from tests.image.containers import ROOT
+from tests.deploy.chart import ROOT
 
 FOLDER = ROOT / "requirements"
 LOCKS = ("exporter", "recordings", "build")

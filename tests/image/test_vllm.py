@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import sidecar
-from tests.image.containers import USER, Containers, Image
+from tests.image.containers import USER, Image
+from tests.image.machine import Machine
 
 PACKAGES = """
 import importlib.metadata, json
@@ -35,21 +36,16 @@ NOT_HERE = {"torchvision", "torchaudio", "torchcodec"}
 def standin(exporter: Image) -> Image:
     """A Python with what vLLM brings."""
     file = Path(__file__).with_name("standin.dockerfile")
-    with exporter.containers.alone():
-        exporter.containers.told(
-            *("buildah", "build", "--isolation=chroot", "--layers", "--tag", STANDIN),
-            *("--file", file, file.parent),
-        )
-    return Image(exporter.containers, STANDIN)
+    exporter.machine.said(
+        *("buildah", "build", "--isolation=chroot", "--layers", "--tag", STANDIN),
+        *("--build-arg", f"EXPORTER={exporter.name}", "--file", file, file.parent),
+    )
+    return Image(exporter.machine, STANDIN)
 
 
-def test_the_tap_is_added_and_nothing_is_moved(standin: Image, containers: Containers) -> None:
+def test_the_tap_is_added_and_nothing_is_moved(standin: Image, machine: Machine) -> None:
     """One package more, the plugin where vLLM looks for it, and no root."""
-    name = "localhost/llm-internals-vllm:test"
-    with containers.alone():
-        said = containers.build("vllm", name, "--build-arg", f"VLLM={STANDIN}")
-    assert said.status == 0, said.out[-4000:] + said.err[-4000:]
-    made = Image(containers, name)
+    made = Image(machine, machine.build("vllm", "--build-arg", f"VLLM={STANDIN}"))
     before, after = json.loads(standin.python(PACKAGES)), json.loads(made.python(PACKAGES))
 
     assert after == {**before, "llm-internals-sidecar": sidecar.__version__}
@@ -60,14 +56,10 @@ def test_the_tap_is_added_and_nothing_is_moved(standin: Image, containers: Conta
 
 def test_an_image_that_is_not_vllms_is_refused(exporter: Image) -> None:
     """The build ends with what is wrong, and what to take instead."""
-    with exporter.containers.alone():
-        said = exporter.containers.build(
-            *("vllm", "localhost/never", "--build-arg"),
-            "VLLM=localhost/llm-internals-build:debian",
-        )
+    base = "localhost/llm-internals-build:debian"
+    said = exporter.machine.fails_to_build("vllm", "--build-arg", f"VLLM={base}")
 
-    assert said.status != 0
-    assert "is this a vLLM image, with pip in its Python" in said.out + said.err
+    assert "is this a vLLM image, with pip in its Python" in said
 
 
 def described(folder: Path, requirements: list[str]) -> Path:
