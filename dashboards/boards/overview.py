@@ -91,8 +91,8 @@ _ANSWER = Row(
             about(
                 "If not: in which layers",
                 "drift_stream_level_ratio",
-                also="The layers nearest to an alarm, each of one pod. 100 % is the limit: from there "
-                "on a layer alarms.",
+                also="The layers nearest to an alarm, each of one pod. 100 % is the limit: from "
+                "there on a layer alarms.",
             ),
             "percentunit",
             Ask(_WORST, "layer {{layer}} {{pod}}"),
