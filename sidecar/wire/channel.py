@@ -62,8 +62,12 @@ class Sender:
         header = Header(
             self.boot, self.source, self.num_sent, self._clock_ns(), step, self.num_dropped
         )
+        socket = self._connected()
+        if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            self.num_dropped += 1  # nobody takes it: not worth packing
+            return False
         try:
-            self._connected().send(pack(Frame(header, body), self._key), zmq.NOBLOCK)
+            socket.send(pack(Frame(header, body), self._key), zmq.NOBLOCK)
         except zmq.Again:
             self.num_dropped += 1
             return False
