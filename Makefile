@@ -11,6 +11,7 @@ PYTHON ?=
 BIN := .venv/bin
 # That of .venv has PyTorch for CPU: on a GPU, the one that serves vLLM there.
 KERNELS_PYTHON ?= $(BIN)/python
+ALL_ARMS := off,on,everything,eager-off,eager-on,hooks
 # Once more for a test that failed, told as such: on a shared machine a neighbour may take a second
 # away. What fails twice fails; what passed only then is named at the end, and is a bug to mend.
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
@@ -20,7 +21,7 @@ SOURCES := $(wildcard bench dashboards examples helm sidecar tests)
 
 .PHONY: help
 help: ## list these commands
-	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: setup
 setup: $(READY) ## make .venv with vLLM for CPU, this package and its tools (once; some 3 minutes)
@@ -30,11 +31,12 @@ $(READY): pyproject.toml requirements/constraints.txt scripts/setup.sh scripts/p
 	@touch $@
 
 .PHONY: tools
-tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools from Debian's packages; install chromium
+tools: $(TOOLS) ## fetch prometheus and alertmanager into .tools; install chromium, buildah and podman
 
-$(TOOLS): scripts/prometheus.sh scripts/chromium.sh
+$(TOOLS): scripts/prometheus.sh scripts/chromium.sh scripts/containers.sh
 	@scripts/progress.sh "tools: fetching prometheus" .cache/logs/prometheus.log scripts/prometheus.sh .tools
 	@scripts/progress.sh "tools: looking for chromium" .cache/logs/chromium.log scripts/chromium.sh .tools
+	@scripts/progress.sh "tools: looking for buildah and podman" .cache/logs/containers.log scripts/containers.sh
 	@touch $@
 
 .PHONY: run
@@ -82,12 +84,35 @@ runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: U
 	@$(BIN)/python -m dashboards.generate
 
 .PHONY: bench
-bench: setup ## what the tap costs: tokens per second with the tap on over tap off
-	@$(BIN)/python -m bench.overhead --quick
+bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; some 25 minutes on 2 cores
+	@$(BIN)/python -m bench.overhead --rounds 8 --json build/bench/overhead.json
+	@$(BIN)/python -m bench.capacity --only ingest,sender,growth --results build/bench
+	@$(BIN)/python -m bench.capacity --only memory --quick --results build/bench
+	@$(BIN)/python -m bench.scrape --json build/bench/scrape.json
+	@$(BIN)/python -m bench.fleet --json build/bench/fleet.json
+
+.PHONY: bench-gpu
+bench-gpu: ## the same of the tap on a GPU, in the environment that serves vLLM there: KERNELS_PYTHON=...
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 0.6b --arms $(ALL_ARMS) --json bench/results/overhead_gpu_0.6b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 8b --json bench/results/overhead_gpu_8b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 70b-layers --json bench/results/overhead_gpu_70b.json
+	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: performance
+performance: setup ## write docs/performance.md and docs/scale.md anew from bench/results
+	@$(BIN)/python -m bench.performance
 
 .PHONY: kernels
 kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...
 	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: image
+image: ## build the sidecar's image and its SBOM; BASES=debian: on bases made here, no registry asked
+	@scripts/image.sh exporter
+
+.PHONY: lock
+lock: ## name again what the image is built of, and all hashes: requirements/*.lock
+	@scripts/lock.sh
 
 .PHONY: chart
 chart: setup ## write the values' schema and the patches anew, lint the chart, pack it into build/

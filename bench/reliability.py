@@ -17,7 +17,7 @@ from bench.machine import describe
 
 RESULTS: Final = Path(__file__).parent / "results"
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reliability.md"
-ORDER: Final = ("chaos", "soak", "fuzz")
+ORDER: Final = ("chaos", "soak", "fuzz", "ending")
 _KIND: Final = "reliability/"
 _PACKAGES: Final = ("pyzmq", "msgspec", "numpy", "uvicorn", "fastapi")
 _HEAD: Final = """\

@@ -107,5 +107,5 @@ python=$(find_python)
 install_torch
 has_vllm || install_vllm
 pip "installing this package and its tools" package \
-  install --constraint requirements/constraints.txt --editable '.[exporter,fleet,demo,bench,dev]'
+  install --constraint requirements/constraints.txt --editable '.[exporter,recordings,fleet,demo,bench,dev]'
 check_torch

@@ -5,9 +5,14 @@ import os
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.afresh"]
+
 # A property either holds or does not; how long one example takes says what else the machine does.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# Examples are the same in each run, so that what is handed in is what was tested: new ones are
+# looked for with HYPOTHESIS=explore, and with `python -m bench.fuzz`.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS", "same"))
 
 # Triton chooses its interpreter when its own functions are decorated, so before anyone imports it.
 os.environ.setdefault("TRITON_INTERPRET", "1")

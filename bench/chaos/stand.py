@@ -125,6 +125,16 @@ class Stand:
             self._earlier[life] = Known(known.sent, before.received + known.received, lost)
         self._known = {}
 
+    def end_sidecar(self, num_signals: int = 1, pause_seconds: float = 0.0) -> tuple[float, int]:
+        """SIGTERM, so often; seconds from the first to the end, and the exit status."""
+        assert self._server is not None
+        began = time.monotonic()
+        for number in range(num_signals):
+            time.sleep(pause_seconds * (number > 0))
+            self._server.send_signal(signal.SIGTERM)
+        self._server.communicate(timeout=PATIENCE_SECONDS)
+        return time.monotonic() - began, self._server.returncode
+
     def start_rank(self, number: int) -> None:
         """Start a rank that has no process."""
         command = [sys.executable, "-m", "bench.chaos.rank", str(self.socket)]

@@ -1,65 +1,24 @@
 """Tables and files of results: one section, one table, one JSON."""
 
-import json
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.machine import describe
+from bench import report
+from bench.report import RESULTS, Section, progress, table
 
-RESULTS: Final = Path(__file__).parents[1] / "results"
+__all__ = ["PACKAGES", "RESULTS", "Delay", "Section", "progress", "table", "write"]
+
 PACKAGES: Final = ("numpy", "scipy", "river", "torch", "transformers")
-
-
-class Section(NamedTuple):
-    """What a section found.
-
-    title: what the table is of. columns, rows: the table, as text. figures: the same, in full.
-    notes: what the figures do not say.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    figures: Mapping[str, Any]
-    notes: Sequence[str] = ()
-
-
-def table(section: Section) -> Iterator[str]:
-    """The section in lines of Markdown."""
-    yield f"### {section.title}"
-    yield ""
-    yield f"| {' | '.join(section.columns)} |"
-    yield "|---" * len(section.columns) + "|"
-    yield from (f"| {' | '.join(row)} |" for row in section.rows)
-    if section.notes:
-        yield ""
-        yield from (f"{note}" for note in section.notes)
 
 
 def write(path: Path, name: str, section: Section, command: str, seconds: float) -> None:
     """Write the figures of a section, and what they were measured on."""
-    result = {
-        "benchmark": f"detection/{name}",
-        "command": command,
-        "seconds": round(seconds, 1),
-        "machine": describe(*PACKAGES),
-        "title": section.title,
-        "figures": section.figures,
-        "table": list(table(section)),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def progress(text: str) -> None:
-    """Say how far it is, on one line of stderr."""
-    print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+    report.write(path, report.Run(f"detection/{name}", command, seconds), section, PACKAGES)
 
 
 class Delay(NamedTuple):

@@ -5,7 +5,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, FastAPI
 
@@ -40,8 +40,10 @@ from sidecar.publish.state import Pusher, State, Tracer
 from sidecar.publish.steering import Steering
 from sidecar.publish.traces import metrics as trace_metrics
 from sidecar.publish.ui import pages
-from sidecar.store.recorder import Recorder
 from sidecar.wire.channel import Receiver
+
+if TYPE_CHECKING:
+    from sidecar.store.recorder import Recorder
 
 RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
@@ -173,11 +175,19 @@ def create_watch(
     return Watch(judges, keeper, clock_ns)
 
 
-def _recorder(config: ExporterConfig) -> Recorder | None:
+def _recorder(config: ExporterConfig) -> "Recorder | None":
     if not config.record:
         return None
     if config.state_dir is None:
         raise ConfigError(f"{PREFIX}RECORD: recordings need a folder; set {PREFIX}STATE_DIR")
+    try:
+        # Brings pyarrow, larger than all else together, so it is an extra of its own.
+        from sidecar.store.recorder import Recorder  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{PREFIX}RECORD: {error}; pip install 'llm-internals-sidecar[recordings]', or build "
+            "the image with --build-arg RECORDINGS=1"
+        ) from error
     return Recorder(config.state_dir / RECORDINGS, sidecar.__version__)
 
 

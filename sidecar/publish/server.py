@@ -27,7 +27,7 @@ from sidecar.publish.app import create_api_app, create_metrics_app, create_state
 from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
 
-_GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
+GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -177,7 +177,7 @@ def _settings(seat: _Seat) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         ws="none",
     )
 

@@ -82,7 +82,7 @@ def policy_of(parsed: argparse.Namespace) -> "Policy":
 
 def recordings_of(parsed: argparse.Namespace) -> "list[Recording]":
     """The recordings that were named."""
-    with needs("exporter", "reading recordings"):
+    with needs("recordings", "reading recordings"):
         from sidecar.store.recording import find_recordings
     return find_recordings(parsed.recordings)
 

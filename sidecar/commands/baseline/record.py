@@ -36,8 +36,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Ask until the time is over, or Ctrl-C; what was recorded is kept either way."""
-    with needs("exporter", "recording"):
+    with needs("exporter", "asking an exporter"):
         from sidecar.jobs.exporter import Exporter
+    with needs("recordings", "recording"):
         from sidecar.store.recorder import Recorder
     recorder = Recorder(parsed.folder, sidecar.__version__)
     with Exporter(parsed.url, asking.headers(parsed)) as exporter:

@@ -30,7 +30,7 @@ LOOK_SECONDS: Final = 60.0
 MAX_BYTES: Final = 256 << 20
 _MAX_SECONDS: Final = 600.0
 _SILENCE_SECONDS: Final = 10.0
-_STOP_SECONDS: Final = 0.75
+STOP_SECONDS: Final = 0.75
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +78,7 @@ class Fetcher:
     def stop(self) -> None:
         """End; a download under way is left behind, with nothing of it used."""
         self._is_ending.set()
-        self._thread.join(timeout=_STOP_SECONDS)
+        self._thread.join(timeout=STOP_SECONDS)
 
     def look(self) -> None:
         """Fetch what is asked for, unless it is there; a failure becomes the reason."""
@@ -102,7 +102,7 @@ class Fetcher:
             return msgspec.json.decode(atomic.read(self._source, 1 << 16), type=Wanted)
         except FileNotFoundError as error:
             raise StoreError(f"{self._source} is not there; it says which baseline") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise StoreError(
                 f'{self._source}: {error}; write {{"url": "https://...", "sha256": "..."}}'
             ) from error

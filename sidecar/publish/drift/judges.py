@@ -8,9 +8,9 @@ the canary channel alone, all others the windows alone.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.canary import CanaryChannel
 from sidecar.fold.drift.history import Change, History
@@ -21,10 +21,12 @@ from sidecar.fold.signatures import Signed
 from sidecar.publish.drift.book import Book, Closed, Counts
 from sidecar.publish.drift.panel import Panel, Terms, WindowChannel
 from sidecar.publish.drift.seat import ChannelView, Seat, absent
-from sidecar.store.recorder import Recorder
 from sidecar.store.snapshot import Saved, Snapshot
 from sidecar.wire.frame import Identity, Manifest, Signatures, Source, Status
 from sidecar.wire.signature import Layout
+
+if TYPE_CHECKING:
+    from sidecar.store.recorder import Recorder  # brings pyarrow, which is an extra of its own
 
 MAX_SOURCES: Final = 256
 MAX_DEPLOYMENTS: Final = 32
@@ -141,7 +143,7 @@ class Judges:
         terms: Terms,
         panel: Panel,
         canary: Seat[CanaryChannel] | None = None,
-        recorder: Recorder | None = None,
+        recorder: "Recorder | None" = None,
     ) -> None:
         self.has_news = False  # something closed that is worth keeping
         self.num_errors = 0
@@ -267,7 +269,7 @@ class Judges:
             if "history" in own:  # a release before kept none
                 self._history.restore(own["history"])
             self._book.restore(own["book"])
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no state of the judges: {error!r}") from error
         self._deployments.extend(deployments)
         self._was_measured = own.get("was_measured") is True
