@@ -52,11 +52,14 @@ test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a rea
 
 .PHONY: unit
 unit: setup tools ## unit tests only: some 10 minutes on 2 cores, no vLLM process
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests --ignore=tests/e2e --numprocesses 2
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests --ignore=tests/e2e --ignore=tests/image --numprocesses 2
 
 .PHONY: e2e
-e2e: setup tools ## tests on a real vLLM server only
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests/e2e
+e2e: setup tools ## tests on a real vLLM server only: two servers at a time, then what measures time
+	@export PATH="$(CURDIR)/.tools/bin:$$PATH"; failed=0; \
+	$(PYTEST) tests/e2e tests/image -m "not alone" --numprocesses 2 --dist loadgroup || failed=1; \
+	$(PYTEST) tests/e2e -m alone || failed=1; \
+	exit $$failed
 
 .PHONY: lint
 lint: setup ## formatting, ruff, mypy strict, import contracts

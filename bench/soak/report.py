@@ -146,7 +146,8 @@ def _notes() -> Sequence[str]:
         "All processes go by one clock, which a conductor moves on as soon as every rank has told "
         "of a second and what it sent was read: the load is as high as the machine allows. "
         "The baseline is too short to arm the traffic channel, which scores every window "
-        "nevertheless; no canary runs."
+        "nevertheless; no canary runs. A request whose parts come more than two seconds apart, by "
+        "this fast clock, is told of in two spans."
     )
     growth = (
         "The slope is least squares over averages of neighbouring samples, after a fifth of the "
