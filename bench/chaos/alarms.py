@@ -94,7 +94,9 @@ class Alarms:
 
     def _round(self, factor: float) -> Signatures:
         now_ns = self._stand.clock()
-        self._round_ms = max(self._round_ms + 1, now_ns // _MS)
+        self._round_ms += 1
+        if abs(self._round_ms - now_ns // _MS) > _MS:  # the first one, or the clock was set
+            self._round_ms = now_ns // _MS
         signed = []
         for number, prompt in enumerate(_PROMPTS):
             usual = np.random.default_rng(number).normal(2, 1, size(_LAYOUT))

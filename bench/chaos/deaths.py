@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.chaos.alarms import Alarms, options
 from bench.chaos.row import Row, Size
-from bench.chaos.stand import Stand, names_of
+from bench.chaos.stand import Stand
 
 
 def sidecar_killed(folder: Path, size: Size) -> Row:
@@ -48,7 +48,7 @@ def engine_killed(folder: Path, size: Size) -> Row:
         alarms.overflow()
         recoveries = []
         for number in range(size.num_engine_kills):
-            recoveries.append(_replaced(stand, number % size.num_ranks))
+            recoveries.append(stand.replace_rank(number % size.num_ranks))
             alarms.check()
         alarms.close()
         account = stand.account()
@@ -63,21 +63,3 @@ def engine_killed(folder: Path, size: Size) -> Row:
         "end, read; the process is a sender without a model, vLLM is killed in tests/e2e",
         {},
     )
-
-
-def _replaced(stand: Stand, rank: int) -> float:
-    """Kill a rank and start another; seconds from its first word to the sidecar's hearing it."""
-    before = stand.boots()
-    stand.kill_rank(rank)
-    stand.start_rank(rank)
-    journals = set(stand.journals.iterdir())
-    stand.wait("the new rank speaks", lambda: set(stand.journals.iterdir()) - journals)
-    began = time.monotonic()
-    names = names_of(rank)
-
-    def is_heard() -> bool:
-        now = stand.boots()
-        return all(name in now and now[name] != before.get(name) for name in names)
-
-    stand.wait("the new rank is heard", is_heard)
-    return time.monotonic() - began

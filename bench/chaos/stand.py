@@ -160,6 +160,31 @@ class Stand:
             time.sleep(0.3)  # longer than the sidecar needs for what is in a socket
             self.look()
 
+    def replace_rank(self, number: int) -> float:
+        """Kill a rank, start another; seconds from its first frame to the sidecar's use of it."""
+        before = self.boots()
+        self.kill_rank(number)
+        known = set(self.journals.iterdir())
+        self.start_rank(number)
+        self.wait("the new rank speaks", lambda: set(self.journals.iterdir()) - known)
+        names = names_of(number)
+
+        def is_heard() -> bool:
+            now = self.boots()
+            return all(name in now and now[name] != before.get(name) for name in names)
+
+        return self.wait("the new rank is heard", is_heard)
+
+    def names(self) -> list[str]:
+        """The sources that should be heard now."""
+        return [name for number in self._ranks for name in names_of(number)]
+
+    @property
+    def pid(self) -> int:
+        """Of the sidecar that serves."""
+        assert self._server is not None
+        return self._server.pid
+
     def has_failed(self) -> list[str]:
         """What ended although nobody ended it."""
         ended = [f"rank {n}" for n, each in self._ranks.items() if each.poll() is not None]

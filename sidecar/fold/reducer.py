@@ -3,7 +3,7 @@
 Guarantees: at most `Limits.max_sources` sources, `requests.MAX_BYTES` bytes of requests,
 `signatures.MAX_BYTES` of signatures, `scans.MAX_BYTES` of scans and `timeline.MAX_BYTES` of columns
 are held; a source unheard for `Limits.stale_ns` is in no snapshot except as silent, and not even as
-that after `FORGET_NS`.
+that after `FORGET_NS`; when the clock is set back, what was heard is as old as it was before.
 Nothing here reads a clock: every call is told the time.
 """
 
@@ -25,6 +25,7 @@ from sidecar.wire.scan import Scan
 # replaced; more sources than are held; an error of ours.
 REFUSALS: Final = (*CAUSES, "replayed", "superseded", "sources", "internal")
 FORGET_NS: Final = 600 * 10**9
+_SET_BACK_NS: Final = 10**9  # threads that read one clock are not this far apart
 
 
 class Limits(NamedTuple):
@@ -77,9 +78,11 @@ class Reducer:
         self._refused = dict.fromkeys(REFUSALS, 0)
         self._refused_ns: dict[str, int] = {}
         self._ages = Histogram(FRAME_AGE_SECONDS)
+        self._latest_ns = 0
 
     def update(self, frame: Frame, now_ns: int) -> bool:
         """Take a frame read at `now_ns`; whether what it tells is used, not only counted."""
+        self._see(now_ns)
         state = self._state_of(frame.header.source, now_ns)
         if state is None:
             self.refuse("sources", now_ns)
@@ -102,6 +105,7 @@ class Reducer:
 
     def get(self, now_ns: int) -> Snapshot:
         """Everything publishable at `now_ns`."""
+        self._see(now_ns)
         views = [state.get(now_ns) for state in sorted(self._sources.values(), key=_rank)]
         silence = [(view, now_ns - view.arrived_ns) for view in views]
         stale_ns = self._limits.stale_ns
@@ -141,6 +145,16 @@ class Reducer:
                 return None
             self._sources[source.name] = SourceState(source, self._limits.stale_ns)
         return self._sources[source.name]
+
+    def _see(self, now_ns: int) -> None:
+        """Take the time. Set back, sources that died would else be fresh until it catches up."""
+        by_ns = self._latest_ns - now_ns
+        if by_ns > _SET_BACK_NS:
+            for state in self._sources.values():
+                state.set_back(by_ns)
+            self._refused_ns = {cause: ns - by_ns for cause, ns in self._refused_ns.items()}
+        if not 0 <= by_ns <= _SET_BACK_NS:
+            self._latest_ns = now_ns
 
     def _make_room(self, now_ns: int) -> bool:
         if len(self._sources) < self._limits.max_sources:

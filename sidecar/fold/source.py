@@ -112,6 +112,13 @@ class SourceState:
             life.confidence.get() if fresh else None,
         )
 
+    def set_back(self, by_ns: int) -> None:
+        """The clock, which is the source's too, was set back by so much."""
+        self.arrived_ns -= by_ns
+        self._contested_ns -= by_ns if self._contested_ns else 0
+        self._heard_ns -= by_ns if self._heard_ns else 0
+        self._life.t_ns -= by_ns if self._life.t_ns else 0
+
     def point(self, exemplar: Exemplar) -> None:
         """Take the exemplar of the confidence of a request that it measured."""
         self._life.confidence.point(exemplar)

@@ -24,7 +24,6 @@ from starlette.types import ASGIApp
 from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
-from sidecar.publish.fleet.app import create_fleet, create_fleet_app
 from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
 
@@ -67,6 +66,9 @@ def serve_fleet(config: FleetConfig) -> int:
 
     Raises ConfigError when its port cannot be had.
     """
+    # Only here: every engine waits for what a restarted exporter imports.
+    from sidecar.publish.fleet.app import create_fleet, create_fleet_app  # noqa: PLC0415
+
     _log_to_stderr()
     with contextlib.ExitStack() as stack:
         stack.callback(_ignore_signals)

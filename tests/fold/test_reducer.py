@@ -257,3 +257,26 @@ def test_a_new_life_counts_confidence_from_nothing() -> None:
     (view,) = reducer.get(NOW + SECOND).sources
     assert view.confidence is not None
     assert view.confidence.num_values == 0
+
+
+@pytest.mark.parametrize("hours", [1, 24])
+def test_a_source_that_dies_as_the_clock_is_set_back_is_silent_in_time(hours: int) -> None:
+    """As long after its last frame as ever, not after the clock has caught up."""
+    reducer = reduced(FakeSource().frame(fakes.live()))
+    then = NOW - hours * 3600 * SECOND
+    assert len(reducer.get(then).sources) == 1
+    assert len(reducer.get(then + LIMITS.stale_ns).sources) == 1
+    snapshot = reducer.get(then + LIMITS.stale_ns + 1)
+
+    assert (len(snapshot.sources), len(snapshot.silent)) == (0, 1)
+
+
+def test_an_engine_that_begins_anew_after_the_clock_was_set_back_is_heard() -> None:
+    """It is no life that another one has replaced, although its frames look older."""
+    reducer = reduced(FakeSource(boot="boot-one").frame(fakes.live()))
+    then = NOW - 3600 * SECOND
+    reducer.get(then)
+    now = then + SECOND
+
+    assert reducer.update(FakeSource(boot="boot-two").frame(fakes.live(), now), now)
+    assert reducer.get(now).sources[0].boot == "boot-two"

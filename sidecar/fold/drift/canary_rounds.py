@@ -3,7 +3,9 @@
 Guarantees: a signature counts once, in the round that its tag names and for the source that
 measured it; one whose rows were not all measured is left out, and counted; a round is closed when
 it is complete, when the second next one has begun, or `PATIENCE_NS` after it began; what comes
-later is counted as late. At most `MAX_SOURCES` sources with `MAX_OPEN` open rounds each are held.
+later is counted as late, unless it is older than any late one can be: then the clock was set back,
+and rounds of that source begin anew. At most `MAX_SOURCES` sources with `MAX_OPEN` open rounds each
+are held.
 """
 
 from collections import Counter
@@ -19,6 +21,7 @@ from sidecar.wire.canary import Canary, parse
 from sidecar.wire.frame import Signature
 
 PATIENCE_NS: Final = 180 * 10**9
+SET_BACK_NS: Final = 2 * PATIENCE_NS
 MAX_SOURCES: Final = 64
 MAX_OPEN: Final = 2
 NS_PER_MS: Final = 1_000_000
@@ -99,6 +102,10 @@ class Rounds:
         canary = parse(signature.canary) if signature.is_final and signature.canary else None
         if canary is None:
             return []
+        start_ns = canary.round_ms * NS_PER_MS
+        if self.closed_ns.get(signed.source, start_ns) - start_ns > SET_BACK_NS:
+            del self.closed_ns[signed.source]
+            self.open.pop(signed.source, None)
         cause = self._unusable(signed, canary)
         if cause:
             self.ignored[cause] += 1

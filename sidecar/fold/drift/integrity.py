@@ -118,6 +118,7 @@ class IntegrityChannel:
         if num_measured or not num:
             since_ns = now_ns
         num = 0 if num_measured else num + num_finished
+        since_ns = min(since_ns, now_ns)  # a clock may be set back
         self._silence = num, since_ns
         is_silent = num >= self._min_silent_requests and now_ns - since_ns >= SILENT_NS
         found = [_Found("tap", _cause("tap", since_ns))] if is_silent else []

@@ -155,7 +155,14 @@ class Windows:
         return [] if self._now_ns is not None else list(self._close(item.t_ns - self._late_ns))
 
     def advance(self, now_ns: int) -> list[Window]:
-        """The windows that are closed by `now_ns`; the clock never runs back."""
+        """The windows that are closed by `now_ns`; a clock that is a little behind changes nothing.
+
+        When it was set back by more than a late request may be, what was open is given up and
+        windows begin anew: waiting for it to catch up would leave every request out as late.
+        """
+        latest_ns = max(self._now_ns or 0, self._closed_ns)
+        if now_ns < latest_ns - self._late_ns - self._assembly.length_ns:
+            self._begin_anew(now_ns)
         self._now_ns = max(now_ns, self._now_ns or 0)
         return list(self._close(self._now_ns - self._late_ns))
 
@@ -184,6 +191,12 @@ class Windows:
         self._partial = partial and Window.from_plain(partial, num_streams)
         self._cells = {cell.start_ns: cell for cell in cells}
         self._closed_ns = closed_ns
+
+    def _begin_anew(self, now_ns: int) -> None:
+        self.num_insufficient += bool(self._cells or self._partial)
+        self._cells, self._partial, self._now_ns = {}, None, now_ns
+        until_ns = now_ns - self._late_ns
+        self._closed_ns = until_ns - until_ns % self._assembly.length_ns
 
     def _take(self, start_ns: int, item: Observation) -> None:
         cell = self._cells.get(start_ns) or self._empty(start_ns)

@@ -28,7 +28,7 @@ import httpx
 from sidecar.config import PREFIX, ExporterConfig
 from sidecar.errors import ConfigError
 from sidecar.publish.canary.suite import Prompt, Suite
-from sidecar.wire.canary import XARG, Canary, tag
+from sidecar.wire.canary import MAX_AHEAD_MS, XARG, Canary, tag
 
 BATCHES: Final = (1, 8, 32)
 MOST_AT_ONCE: Final = max(BATCHES)
@@ -180,8 +180,11 @@ class CanaryRunner:
             self._loop = self._task = None
 
     async def _round(self, results: "_Results") -> Outcome:
-        # Rounds are told apart by when they began, also when a clock stands still.
-        self._round_ms = max(self._round_ms + 1, self._clock_ns() // 1_000_000)
+        # Rounds are told apart by when they began, also when a clock stands still; when it was set
+        # back, the engine would take none of what comes from so far ahead.
+        now_ms = self._clock_ns() // 1_000_000
+        is_ahead = self._round_ms + 1 - now_ms > MAX_AHEAD_MS
+        self._round_ms = now_ms if is_ahead else max(self._round_ms + 1, now_ms)
         try:
             async with asyncio.timeout(ROUND_SECONDS), self._client() as client:
                 await self._find_model(client)

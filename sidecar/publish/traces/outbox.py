@@ -5,8 +5,9 @@ Guarantees: `put` never waits; at any moment
     finished = sent + dropped (by cause) + waiting
 
 holds exactly, whatever the receiver does. A batch that was not taken is tried again `MAX_TRIES`
-times in all, with pauses of 1, 2, 4, ... s; what waits meanwhile is at most `CAPACITY` spans, of
-which the oldest go first. `stop` returns within `STOP_SECONDS`, and counts what it could not send.
+times in all, with pauses of a second: a longer one would only be added to the time that a receiver
+was away. What waits meanwhile is at most `CAPACITY` spans, of which the oldest go first. `stop`
+returns within `STOP_SECONDS`, and counts what it could not send.
 """
 
 import logging
@@ -22,7 +23,8 @@ from sidecar.publish.traces.account import Account
 
 CAPACITY: Final = 2048
 BATCH: Final = 256
-MAX_TRIES: Final = 5
+MAX_TRIES: Final = 8
+PAUSE_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 1.0  # a batch that is not full waits for company
 STOP_SECONDS: Final = 0.75
 CAUSES: Final = ("queue_full", "not_taken", "shutdown")
@@ -144,7 +146,7 @@ class Outbox:
             if is_taken or self._stopping.is_set():
                 return is_taken
             if attempt + 1 < MAX_TRIES:
-                self._pause(float(1 << attempt))
+                self._pause(PAUSE_SECONDS)
         self._give_up(batch)
         return True
 

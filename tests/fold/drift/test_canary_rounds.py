@@ -136,3 +136,15 @@ def test_any_order_of_signatures_gives_each_round_once(
     num_counted = sum(int((each.num_tokens > 0).sum()) for each in closed)
     assert num_counted + rounds.ignored.total() == len(drawn)
     assert not any(rounds.open.values())
+
+
+def test_rounds_begin_anew_when_the_clock_was_set_back() -> None:
+    """A round of an hour ago is no late one: nothing is under way for so long."""
+    engine, rounds = Engine(), Rounds(PROMPTS)
+    for signed in engine.round():
+        rounds.update(signed)
+    engine.num_rounds -= 60
+    closed = [each for signed in engine.round() for each in rounds.update(signed)]
+
+    assert [each.start_ns for each in closed] == [engine.now_ns]
+    assert rounds.ignored == {}

@@ -256,3 +256,33 @@ def test_without_a_plan_values_are_not_clipped() -> None:
     (window,) = closed(Windows(SCHEMA, SMALL), [observation(level=500.0)] * 3)
 
     assert set(window.strata["chat|-|p64-127|g16-31"].mean) == {500.0}
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+def test_a_clock_that_is_set_back_begins_windows_anew(is_restored: bool) -> None:
+    """What was open is given up and counted; requests after it are in windows, none is late."""
+    windows = Windows(SCHEMA, SMALL)
+    windows.advance(START_NS + 66 * MINUTE)
+    for each in at(66, 67):
+        windows.update(each)
+    if is_restored:
+        held, windows = windows.export(), Windows(SCHEMA, SMALL)
+        windows.restore(held)
+    windows.advance(START_NS + 2 * MINUTE)
+    for each in at(1, 2, 3):
+        windows.update(each)
+    found = windows.advance(START_NS + 7 * MINUTE)
+
+    assert spans(found) == [(0, 5, 3)]
+    assert (windows.num_late, windows.num_early, windows.num_insufficient) == (0, 0, 1)
+
+
+def test_a_clock_that_is_a_little_behind_changes_nothing() -> None:
+    """Two threads read one clock: what is open stays open."""
+    windows = Windows(SCHEMA, SMALL)
+    windows.advance(START_NS + 2 * MINUTE)
+    for each in at(0, 1, 2):
+        windows.update(each)
+    windows.advance(START_NS + MINUTE)
+
+    assert spans(windows.advance(START_NS + 6 * MINUTE)) == [(0, 5, 3)]

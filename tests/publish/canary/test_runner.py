@@ -12,6 +12,7 @@ from sidecar.publish.canary import runner as rooms
 from sidecar.publish.canary.runner import OUTCOMES, CanaryRunner, Pace, Target, create_runner
 from sidecar.publish.canary.suite import Suite, read_suite
 from sidecar.wire.canary import XARG, parse, proven
+from tests.fakes import FakeClock
 from tests.publish.canary.openai_server import OpenAiServer
 
 SECRET = b"an operator's secret of 32 bytes"
@@ -350,3 +351,17 @@ def test_a_key_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="SIDECAR_CANARY_API_KEY_FILE"):
         config.canary_api_key()
+
+
+def test_a_clock_that_is_set_back_sets_rounds_back(server: OpenAiServer) -> None:
+    """Or the engine would refuse the tags, which would come from ahead of its time, for an hour."""
+    clock = FakeClock()
+    running = CanaryRunner(read_suite(), Target(server.url, SECRET, "tiny"), QUICK, clock_ns=clock)
+    running.run_round()
+    clock.advance(-3600)
+    running.run_round()
+
+    now_ms = clock() // 1_000_000
+    tags = [body["vllm_xargs"][XARG] for body in server.bodies[32:]]
+    assert len(tags) == 32
+    assert all(proven(each, SECRET, now_ms) for each in tags)
