@@ -59,9 +59,11 @@ LABEL org.opencontainers.image.title="llm-internals-sidecar" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/sidecar /opt/sidecar
-# What is learnt, and where both sides meet; mounted over, mostly.
+# What is learnt, where both sides meet, and where the tap is laid; mounted over, mostly, and then a
+# new volume of Docker's or podman's takes its owner from here.
 COPY --from=build --chown=65532:65532 /empty /var/lib/llm-internals
 COPY --from=build --chown=65532:65532 /empty /run/llm-internals
+COPY --from=build --chown=65532:65532 /empty /opt/llm-internals
 ENV PATH=/opt/sidecar/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

@@ -11,6 +11,7 @@ PYTHON ?=
 BIN := .venv/bin
 # That of .venv has PyTorch for CPU: on a GPU, the one that serves vLLM there.
 KERNELS_PYTHON ?= $(BIN)/python
+ALL_ARMS := off,on,everything,eager-off,eager-on,hooks
 # Once more for a test that failed, told as such: on a shared machine a neighbour may take a second
 # away. What fails twice fails; what passed only then is named at the end, and is a bug to mend.
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
@@ -20,7 +21,7 @@ SOURCES := $(wildcard bench dashboards examples helm sidecar tests)
 
 .PHONY: help
 help: ## list these commands
-	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: setup
 setup: $(READY) ## make .venv with vLLM for CPU, this package and its tools (once; some 3 minutes)
@@ -51,11 +52,14 @@ test: setup tools lint unit e2e ## every check: lint, unit tests, tests on a rea
 
 .PHONY: unit
 unit: setup tools ## unit tests only: some 10 minutes on 2 cores, no vLLM process
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests --ignore=tests/e2e --numprocesses 2
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests --ignore=tests/e2e --ignore=tests/image --numprocesses 2
 
 .PHONY: e2e
-e2e: setup tools ## tests on a real vLLM server only
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(PYTEST) tests/e2e
+e2e: setup tools ## tests on a real vLLM server only: two servers at a time, then what measures time
+	@export PATH="$(CURDIR)/.tools/bin:$$PATH"; failed=0; \
+	$(PYTEST) tests/e2e tests/image -m "not alone" --numprocesses 2 --dist loadgroup || failed=1; \
+	$(PYTEST) tests/e2e -m alone || failed=1; \
+	exit $$failed
 
 .PHONY: lint
 lint: setup ## formatting, ruff, mypy strict, import contracts
@@ -83,8 +87,23 @@ runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: U
 	@$(BIN)/python -m dashboards.generate
 
 .PHONY: bench
-bench: setup ## what the tap costs: tokens per second with the tap on over tap off
-	@$(BIN)/python -m bench.overhead --quick
+bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; some 25 minutes on 2 cores
+	@$(BIN)/python -m bench.overhead --rounds 8 --json build/bench/overhead.json
+	@$(BIN)/python -m bench.capacity --only ingest,sender,growth --results build/bench
+	@$(BIN)/python -m bench.capacity --only memory --quick --results build/bench
+	@$(BIN)/python -m bench.scrape --json build/bench/scrape.json
+	@$(BIN)/python -m bench.fleet --json build/bench/fleet.json
+
+.PHONY: bench-gpu
+bench-gpu: ## the same of the tap on a GPU, in the environment that serves vLLM there: KERNELS_PYTHON=...
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 0.6b --arms $(ALL_ARMS) --json bench/results/overhead_gpu_0.6b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 8b --json bench/results/overhead_gpu_8b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 70b-layers --json bench/results/overhead_gpu_70b.json
+	@$(KERNELS_PYTHON) -m bench.kernels
+
+.PHONY: performance
+performance: setup ## write docs/performance.md and docs/scale.md anew from bench/results
+	@$(BIN)/python -m bench.performance
 
 .PHONY: kernels
 kernels: setup ## what the tap's kernels cost on a GPU, beside the least they can: KERNELS_PYTHON=...

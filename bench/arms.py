@@ -1,8 +1,10 @@
 """The arms of the comparison: what each is configured with, and whether it did all of that.
 
 `off` has no tap, `on` has the default settings, `everything` measures all that can be measured in
-every step. The tapped ones have no budget, so that nothing is left out; an arm that left anything
-out all the same is found by `flaws`, and its figure is void.
+every step. `eager-off` and `eager-on` are the first two without torch.compile and CUDA graphs.
+`hooks` is the technique that others observe models by, re-implemented by us: eager, and a hook on
+each layer that copies its output to the CPU. The tapped ones have no budget, so that nothing is
+left out; an arm that left anything out all the same is found by `flaws`, and its figure is void.
 """
 
 import json
@@ -17,9 +19,17 @@ from sidecar.config import TapConfig
 from sidecar.publish.metrics.collectors import UNOBSERVED
 
 OFF, ON, EVERYTHING = "off", "on", "everything"
-# Two at a time, one of them off: a third engine would not fit into memory beside them on a small
-# machine, and two tapped ones would be one source to the sidecar.
-PAIRS: Final = (f"{OFF},{ON}", f"{OFF},{EVERYTHING}")
+EAGER_OFF, EAGER_ON, HOOKS = "eager-off", "eager-on", "hooks"
+# What each arm is compared with. Only a compiled engine without a tap is what others would run.
+REFERENCE: Final = {
+    ON: OFF,
+    EVERYTHING: OFF,
+    EAGER_OFF: OFF,
+    EAGER_ON: EAGER_OFF,
+    HOOKS: OFF,
+}
+ARMS: Final = (OFF, *REFERENCE)
+TAPPED: Final = (ON, EVERYTHING, EAGER_ON)
 
 SOURCE: Final = "engine-dp0-pp0-tp0"
 ENOUGH: Final = 0.99  # of what is sampled: a step that finds no free memory is not, and not counted
@@ -42,10 +52,10 @@ class Turn:
 
 def settings(name: str, folder: Path, num_layers: int, hidden_size: int) -> dict[str, str]:
     """Environment of the arm `name`; what it reads is written into `folder`."""
-    if name == OFF:
+    if name not in TAPPED:
         return {"SIDECAR_TAP": "0"}
     tapped = {"SIDECAR_TAP": "1", "SIDECAR_BUDGET_SHARE": "0"}
-    if name == ON:
+    if name != EVERYTHING:
         return tapped
     probes = write_probes(folder, num_layers, hidden_size)
     return tapped | {
@@ -54,6 +64,13 @@ def settings(name: str, folder: Path, num_layers: int, hidden_size: int) -> dict
         "SIDECAR_SIGNATURES": "1",
         "SIDECAR_PROBE_FILE": str(probes),
     }
+
+
+def how(name: str) -> str:
+    """How the engine of the arm runs its model: compiled, eager or hooks."""
+    if name == HOOKS:
+        return "hooks"
+    return "eager" if name in (EAGER_OFF, EAGER_ON) else "compiled"
 
 
 def write_probes(folder: Path, num_layers: int, hidden_size: int) -> Path:

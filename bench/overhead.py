@@ -1,281 +1,182 @@
-"""What the tap costs: tokens/s of a tapped arm over tokens/s with the tap off, decode, one run.
+"""What the tap costs a real vLLM: rates and times of tapped arms over arms without, in one run.
 
-`--arms off,on` compares the default settings, `--arms off,everything` all that can be measured, in
-every step. Neither has a budget, and a run whose tap left anything out is void.
+All engines are resident and warm, with the same random weights; they take turns in an order that
+is reversed each round, and stand still meanwhile, so that a noisy machine hits all alike. `off` is
+what anybody would run: compiled, no eager mode. Ratios are medians over rounds with 95 % bootstrap
+intervals; an interval wider than the target's margin is unresolved, not met. A run in which a tap
+shed, lost or left out anything is void: it prints no figure.
 
-Both engines are resident and warm, with the same random weights, compiled, no eager mode, and a
-sidecar listens; the arms take turns (off, on, on, off, ...), so that a noisy machine hits both.
-A ratio is the median over pairs, with a 95 % bootstrap interval.
+    python -m bench.overhead [--arms off,on,...] [--shape 0.5b] [--quick] [--json PATH]
 
-    python -m bench.overhead [--arms off,everything] [--quick] [--json PATH]
+`bench.arms` names the arms; `--until 0.01` goes on until `on` is known to 1 %.
 """
 
 import argparse
 import json
 import os
-import select
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-
-from bench.arm import PROMPT_TOKENS
-from bench.arms import OFF, PAIRS, Turn, flaws, sampled, settings
+from bench.arms import ARMS, OFF, ON, REFERENCE, Turn
+from bench.engines import ArmProcess, Engine, Placing, Workload
 from bench.machine import describe
+from bench.overhead_table import Row, row, start_rows, table
+from bench.ratios import SEED, Taken, compare, plain
+from bench.report import progress
+from bench.shapes import SHAPES
 
-BATCHES = (1, 8, 32)
-SETTLE_SECONDS = 3.0  # after the last turn its frames are under way
-# The shape of a 0.5B decoder: what is measured is time, so random weights serve.
-SHAPE: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-}
+_WARM_TURNS: Final = 2
+Turns = dict[tuple[Workload, str], list[Taken]]
+MakeEngine = Callable[[str, Path, dict[str, Any], Placing], Engine]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; rates in tokens per second."""
-
-    batch: int
-    pairs: int
-    off_rate: float
-    tapped_rate: float
-    ratio: float
-    low: float
-    high: float
-
-
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    options = _options()
-    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(SHAPE))
-        with _sidecar(folder) as sidecar:
-            try:
-                api = _api_url(sidecar)
-                rows, loads = _measure(folder, options)
-                shares = _check_tapped(api, rows, options)
-            finally:
-                sidecar.terminate()
-    _print(rows, loads, options.tapped)
+def main(arguments: Sequence[str] | None = None, make: MakeEngine = ArmProcess) -> None:
+    """Measure, print the tables, write the JSON."""
+    options = _options(arguments)
+    # Ended from outside too it ends its engines, which may be standing still.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        found = _measure(Path(folder), options, make)
+    found |= {"seconds": round(time.monotonic() - started, 1)}
+    progress("")
+    print("\n".join(table(found)))
     if options.json:
-        _write(options.json, rows, loads, shares, options)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arms", choices=PAIRS, default=PAIRS[0], help="what is compared")
-    parser.add_argument("--quick", action="store_true", help="fewer pairs and tokens")
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.overhead")
+    parser.add_argument("--arms", default=f"{OFF},{ON}", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--shape", choices=SHAPES, help="of the model; 0.5b unless quick")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape: under 3 minutes")
+    parser.add_argument("--rounds", type=int, help="turns of each arm and workload")
+    parser.add_argument("--until", type=float, help="go on until the half-width of `on` is this")
+    parser.add_argument("--most-rounds", type=int, default=200, help="with --until")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--pairs", type=int, default=0, help="pairs of turns per batch size")
-    parser.add_argument("--tokens", type=int, default=0, help="tokens per request and turn")
-    options = parser.parse_args()
-    options.tapped = options.arms.partition(",")[2]
-    options.pairs = options.pairs or (4 if options.quick else 16)
-    options.tokens = options.tokens or (6 if options.quick else 16)
+    options = parser.parse_args(arguments)
+    options.arms = options.arms.split(",")
+    _check_arms(parser, options.arms)
+    options.shape = options.shape or ("quick" if options.quick else "0.5b")
+    options.rounds = options.rounds or (4 if options.quick else 12)
+    options.is_gpu = Path("/dev/nvidiactl").exists()
+    words = [f"--arms {','.join(options.arms)} --shape {options.shape} --rounds {options.rounds}"]
+    words += [f"--until {options.until}"] if options.until else []
+    options.command = " ".join(["python -m bench.overhead", *words])
     return options
 
 
-def _measure(folder: Path, options: argparse.Namespace) -> tuple[list[Row], dict[str, float]]:
-    arms = {name: Arm(name, folder) for name in (OFF, options.tapped)}
+def _check_arms(parser: argparse.ArgumentParser, arms: Sequence[str]) -> None:
+    for name in arms:
+        if name not in ARMS:
+            parser.error(f"no arm {name!r}: use some of {', '.join(ARMS)}")
+        reference = REFERENCE.get(name, OFF)
+        if reference not in arms:
+            parser.error(f"{name} is compared with {reference}: name that too")
+
+
+def workloads(options: argparse.Namespace) -> list[Workload]:
+    """Decode-heavy ones, then prefill-heavy ones; larger batches where the device is a GPU."""
+    if options.quick:
+        return [Workload("decode", batch, 32, 33) for batch in (1, 8)] + [
+            Workload("prefill", 1, 256, 2)
+        ]
+    batches = (1, 8, 32, 128, 256) if options.is_gpu else (1, 8, 32)
+    prompt, tokens = 256, 129 if options.is_gpu else 17
+    decode = [Workload("decode", batch, 32, tokens) for batch in batches]
+    # On a CPU a prompt of 256 tokens for each of 32 requests would take a minute.
+    prefill = batches if options.is_gpu else batches[:2]
+    return decode + [Workload("prefill", batch, prompt, 2) for batch in prefill]
+
+
+def _measure(folder: Path, options: argparse.Namespace, make: MakeEngine) -> dict[str, Any]:
+    planned = workloads(options)
+    most = max(each.batch for each in planned)
+    placing = Placing(options.is_gpu, len(options.arms), most)
+    engines: list[Engine] = []
     try:
-        loads = {name: arm.answer()["load_seconds"] for name, arm in arms.items()}
-        rows = []
-        for batch in BATCHES:
-            for arm in arms.values():
-                arm.seconds(batch, 2)
-            rows.append(_compare(arms, batch, options))
-        return rows, loads
+        for name in options.arms:  # one after the other, or they would slow each other's start
+            progress(f"loading arm {name}")
+            engines.append(make(name, folder, SHAPES[options.shape], placing))
+        turns: Turns = {}
+        counted: list[Turn] = []
+        for workload in planned:
+            counted += _take(engines, workload, options, turns)
+        _check(engines, counted)
+        starts = {each.name: each.started()._asdict() for each in engines}
     finally:
-        for arm in arms.values():
-            arm.stop()
+        for engine in engines:
+            engine.stop()
+    return _told(options, planned, turns, starts)
 
 
-def _compare(arms: dict[str, "Arm"], batch: int, options: argparse.Namespace) -> Row:
-    pairs = []
-    for turn in range(options.pairs):
-        order = (OFF, options.tapped) if turn % 2 == 0 else (options.tapped, OFF)
-        seconds = {name: arms[name].seconds(batch, options.tokens) for name in order}
-        pairs.append((seconds[OFF], seconds[options.tapped]))
-        _progress(f"batch {batch}: pair {turn + 1} of {options.pairs}")
-    off, tapped = (np.array(side) for side in zip(*pairs, strict=True))
-    ratios = off / tapped
-    low, high = _interval(ratios)
-    total = batch * options.tokens
-    return Row(
-        batch,
-        len(pairs),
-        total / statistics.median(off),
-        total / statistics.median(tapped),
-        float(np.median(ratios)),
-        low,
-        high,
-    )
+def _take(
+    engines: Sequence[Engine], workload: Workload, options: argparse.Namespace, turns: Turns
+) -> list[Turn]:
+    """Rounds of turns, until there are enough; what each tapped arm must have measured of them."""
+    for engine in engines:
+        for _ in range(_WARM_TURNS):
+            engine.turn(workload)
+        turns[workload, engine.name] = []
+    number = 0
+    while number < options.rounds or _goes_on(workload, number, options, turns):
+        for engine in engines if number % 2 == 0 else reversed(engines):
+            turns[workload, engine.name].append(engine.turn(workload))
+        number += 1
+        progress(f"{workload.name} of {workload.batch}: round {number}")
+    return [Turn(workload.batch, workload.tokens - 1, number + _WARM_TURNS)]
 
 
-def _interval(ratios: "np.ndarray[Any, np.dtype[np.float64]]") -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (4000, len(ratios))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+def _goes_on(workload: Workload, number: int, options: argparse.Namespace, turns: Turns) -> bool:
+    if not options.until or ON not in options.arms or number >= options.most_rounds:
+        return False
+    found = compare(turns[workload, OFF], turns[workload, ON])
+    return found.rate.half_width > options.until
 
 
-class Arm:
-    """A resident engine in a process of its own."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        # An inherited VLLM_PLUGINS would leave the tap out, and the ratio would be a perfect 1.
-        inherited = os.environ.items()
-        environ = {k: v for k, v in inherited if not k.startswith(("SIDECAR_", "VLLM_"))}
-        environ |= settings(name, folder, SHAPE["num_hidden_layers"], SHAPE["hidden_size"])
-        environ |= {
-            "SIDECAR_SOCKET": str(folder / "ingest.sock"),
-            "VLLM_CACHE_ROOT": str(folder / name),
-            "VLLM_CPU_KVCACHE_SPACE": "2",
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        self.log = (folder / f"{name}.log").open("w+")
-        command = [sys.executable, "-m", "bench.arm", str(folder), str(max(BATCHES))]
-        self.process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-
-    def seconds(self, batch: int, tokens: int) -> float:
-        """Seconds to decode `tokens` tokens for each of `batch` requests."""
-        if self.process.stdin is None:
-            raise RuntimeError("the arm has no stdin")
-        self.process.stdin.write(json.dumps({"batch": batch, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
-        return float(self.answer()["seconds"])
-
-    def answer(self) -> dict[str, float]:
-        """The next answer; raises with the end of the log when the arm has died."""
-        if self.process.stdout is None:
-            raise RuntimeError("the arm has no stdout")
-        while not select.select([self.process.stdout], [], [], 5.0)[0]:
-            _progress(f"waiting for arm {self.name} at {time.strftime('%H:%M:%S')}")
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise RuntimeError(f"arm {self.name} ended:\n{self.log.read()[-4000:]}")
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-    def stop(self) -> None:
-        """End the engine."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+def _check(engines: Sequence[Engine], counted: Sequence[Turn]) -> None:
+    """Raise unless every tapped arm measured everything, else the comparison is void."""
+    for engine in engines:
+        progress(f"what did {engine.name} measure?")
+        if found := engine.flaws(counted):
+            raise RuntimeError(
+                f"void: {engine.name} did not measure everything: {'; '.join(found)}"
+            )
 
 
-def _sidecar(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "sidecar", "serve", "--metrics-port", "0", "--api-port", "0"]
-    environ = os.environ | {"SIDECAR_SOCKET": str(folder / "ingest.sock")}
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
-
-
-def _api_url(sidecar: "subprocess.Popen[str]") -> str:
-    if sidecar.stdout is None:
-        raise RuntimeError("the sidecar has no stdout")
-    words = sidecar.stdout.readline().split()
-    return words[words.index("api") + 1]
-
-
-def _check_tapped(api: str, rows: list[Row], options: argparse.Namespace) -> dict[str, float]:
-    """Raise unless the tapped arm measured everything, else the comparison is void.
-
-    Returns what of each sampled group was measured.
-    """
-    time.sleep(SETTLE_SECONDS)
-    status = _answer(api)
-    signals = _answer(f"{api.removesuffix('/status')}/signals")
-    turns = [Turn(row.batch, options.tokens, row.pairs) for row in rows]
-    found = flaws(options.tapped, status, signals, turns)
-    if found:
-        raise RuntimeError(f"void: the tap did not measure everything: {'; '.join(found)}")
-    return sampled(options.tapped, signals, turns)
-
-
-def _answer(url: str) -> Any:
-    with urllib.request.urlopen(url) as reply:
-        return json.load(reply)
-
-
-def _progress(text: str) -> None:
-    print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _print(rows: list[Row], loads: dict[str, float], tapped: str) -> None:
-    _progress("")
-    print("\n".join(table(rows, tapped)))
-    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in loads.items())
-    print(f"\nload and compile: {told} (both at once)")
-
-
-def table(rows: list[Row], tapped: str) -> Iterator[str]:
-    """The rows in lines of Markdown, as in the README; tapped: the arm beside `off`."""
-    arms = f"off, tok/s | {tapped}, tok/s | {tapped} / off"
-    yield f"| batch | {arms} | 95 % interval | |"
-    yield "|---:|---:|---:|---:|---|---|"
-    for row in rows:
-        rates = f"{row.off_rate:.1f} | {row.tapped_rate:.1f} | {row.ratio:.3f}"
-        interval = f"{row.low:.3f} to {row.high:.3f}"
-        is_open = row.low <= 1.0 <= row.high
-        remark = "unresolved: the interval contains 1" if is_open else ""
-        yield f"| {row.batch} | {rates} | {interval} | {remark} |"
-
-
-def _write(
-    path: Path,
-    rows: list[Row],
-    loads: dict[str, float],
-    shares: dict[str, float],
+def _told(
     options: argparse.Namespace,
-) -> None:
-    result = {
+    planned: Sequence[Workload],
+    turns: Turns,
+    starts: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    compared = [each for each in options.arms if each in REFERENCE]
+    rows: list[Row] = [
+        row(workload, arm, REFERENCE[arm], turns[workload, REFERENCE[arm]], turns[workload, arm])
+        for arm in compared
+        for workload in planned
+    ]
+    return {
         "benchmark": "overhead",
-        "arms": [OFF, options.tapped],
-        "machine": describe("vllm-cpu", "torch"),
+        "command": options.command,
+        "arms": options.arms,
+        "device": "gpu" if options.is_gpu else "cpu",
+        "machine": describe("vllm-cpu" if not options.is_gpu else "vllm", "torch"),
+        "load_average": round(os.getloadavg()[1], 1),
         "quick": options.quick,
-        "tokens_per_turn": options.tokens,
-        "prompt_tokens": PROMPT_TOKENS,
-        "shape": SHAPE,
-        "load_seconds": loads,
-        "sampled_share": shares,
-        "rows": [asdict(row) for row in rows],
+        "seed": SEED,
+        "shape_name": options.shape,
+        "shape": SHAPES[options.shape],
+        "starts": starts,
+        "start_ratios": start_rows(starts, compared),
+        "rows": [each._asdict() | {"compared": plain(each.compared)} for each in rows],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

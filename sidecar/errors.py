@@ -18,7 +18,10 @@ border each (`config`, `wire.frame`, `wire.channel`, `tap.vllm.plugin`, `store`,
 `demo`).
 """
 
+from typing import Final
+
 __all__ = [
+    "UNREADABLE",
     "BaselineError",
     "ChannelError",
     "ConfigError",
@@ -32,6 +35,11 @@ __all__ = [
     "WatchError",
     "WeightsUnread",
 ]
+
+
+# What it may cost to read plain values that a stranger wrote: a key or an item that is not there,
+# another type, and a number that is none (`int` of infinity is an OverflowError).
+UNREADABLE: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class SidecarError(Exception):

@@ -17,7 +17,7 @@ from sidecar.errors import StateError, StoreError
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.fit import Fit
 from sidecar.store import atomic
-from sidecar.store.sealed import Sealed, Signer, Verifier, seal, unseal
+from sidecar.store.sealed import Sealed, Signer, Verifier, decode, seal, unseal
 
 KIND: Final = "baseline"
 VERSION: Final = 1
@@ -45,17 +45,17 @@ def write_baseline(
 
 def read_baseline(path: Path, verifier: Verifier | None = None) -> Baseline:
     """The baseline in `path`, without the fit. Raises StoreError."""
-    return _baseline(_parts(_sealed(path, verifier)), path)
+    return _baseline(_parts(_sealed(path, verifier), path), path)
 
 
 def read_file(path: Path, verifier: Verifier | None = None) -> BaselineFile:
     """Everything in `path`. Raises StoreError."""
     sealed = _sealed(path, verifier)
-    parts = _parts(sealed)
+    parts = _parts(sealed, path)
     try:
-        plain = msgspec.msgpack.decode(parts.fit)
-        fit = None if plain is None else Fit.from_plain(plain)
-    except (msgspec.DecodeError, StateError, UnicodeDecodeError) as error:
+        plain = decode(parts.fit, object)
+        fit = None if plain is None else Fit.from_plain(plain)  # type: ignore[arg-type] # it looks
+    except (StateError, StoreError) as error:
         raise StoreError(f"the fit in {path} cannot be read: {error}") from error
     return BaselineFile(_baseline(parts, path), fit, sealed.signed_by)
 
@@ -76,17 +76,17 @@ def _sealed(path: Path, verifier: Verifier | None) -> Sealed:
         raise StoreError(f"{path}: {error}") from error
 
 
-def _parts(sealed: Sealed) -> _Parts:
+def _parts(sealed: Sealed, path: Path) -> _Parts:
     try:
-        return msgspec.msgpack.decode(sealed.payload, type=_Parts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"the payload is no baseline: {error}") from error
+        return decode(sealed.payload, _Parts)
+    except StoreError as error:
+        raise StoreError(f"{path} is no baseline: {error}") from error
 
 
 def _baseline(parts: _Parts, path: Path) -> Baseline:
     try:
-        return Baseline.from_plain(msgspec.msgpack.decode(parts.baseline))
-    except (msgspec.DecodeError, StateError, UnicodeDecodeError) as error:
+        return Baseline.from_plain(decode(parts.baseline, object))  # type: ignore[arg-type] # likewise
+    except (StateError, StoreError) as error:
         raise StoreError(f"the baseline in {path} cannot be read: {error}") from error
 
 

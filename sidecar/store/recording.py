@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from sidecar.errors import StateError, StoreError
+from sidecar.errors import UNREADABLE, StateError, StoreError
 from sidecar.fold.drift.header import Header
 from sidecar.fold.drift.observation import Observation
 from sidecar.wire.signature import Layout, size
@@ -176,7 +176,7 @@ def _about(path: Path, file: Any) -> tuple[Header, int]:
                 "made it, or record again"
             )
         header, num_requests = Header.from_plain(about["header"]), int(about["num_requests"])
-    except (KeyError, TypeError, ValueError, StateError, msgspec.DecodeError) as error:
+    except (*UNREADABLE, StateError, msgspec.DecodeError) as error:
         raise StoreError(f"{path}: its metadata cannot be read ({error}); {_REMEDY}") from error
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     is_ours = file.schema_arrow.equals(_schema(header.layout), check_metadata=False)

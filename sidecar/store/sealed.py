@@ -11,7 +11,7 @@ key that the reader trusts made its signature.
 """
 
 import hashlib
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from sidecar.errors import StoreError
 FORMAT: Final = "llm-internals-sidecar"
 _MAX_LINE: Final = 1 << 20
 _NUM_CHECK: Final = 32
+_Payload = TypeVar("_Payload")
 
 
 class Signer(Protocol):
@@ -95,6 +96,17 @@ def unseal(data: bytes, kind: str, version: int, verifier: Verifier | None = Non
     if verifier is not None:
         _demand(line, verifier)
     return Sealed(line.about, payload, line.signed_by)
+
+
+def decode(payload: bytes | msgspec.Raw, kind: type[_Payload]) -> _Payload:
+    """A payload, or a part of one, in MessagePack.
+
+    Raises StoreError when it is none of that kind, or nested deeper than it can be.
+    """
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise StoreError(f"its payload cannot be read: {error}") from error
 
 
 def _opened(data: bytes) -> tuple[_Line, bytes]:

@@ -11,7 +11,7 @@ import msgspec
 
 from sidecar.errors import StateError, StoreError
 from sidecar.store import atomic
-from sidecar.store.sealed import seal, unseal
+from sidecar.store.sealed import decode, seal, unseal
 
 KIND: Final = "snapshot"
 VERSION: Final = 1
@@ -94,7 +94,7 @@ class _Payload(msgspec.Struct, forbid_unknown_fields=True):
 def _opened(data: bytes, path: Path) -> Snapshot:
     try:
         sealed = unseal(data, KIND, VERSION)
-        payload = msgspec.msgpack.decode(sealed.payload, type=_Payload)
-    except (StoreError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        payload = decode(sealed.payload, _Payload)
+    except StoreError as error:
         raise StoreError(f"{path}: {error}") from error
     return Snapshot(payload.saved_ns, payload.channels)

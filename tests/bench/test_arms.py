@@ -4,7 +4,23 @@ import copy
 
 import pytest
 
-from bench.arms import EVERYTHING, OFF, ON, PAIRS, SOURCE, Turn, flaws, sampled, settings
+from bench.arms import (
+    ARMS,
+    EAGER_OFF,
+    EAGER_ON,
+    EVERYTHING,
+    HOOKS,
+    OFF,
+    ON,
+    REFERENCE,
+    SOURCE,
+    TAPPED,
+    Turn,
+    flaws,
+    how,
+    sampled,
+    settings,
+)
 from sidecar.config import TapConfig
 from sidecar.fold.reducer import Limits, Reducer
 from sidecar.publish.api.signals import signals_answer
@@ -69,10 +85,19 @@ def test_the_probe_file_has_a_probe_of_each_pooling(tmp_path) -> None:
     assert [probe.layer for probe in probes] == [0, 9, 18, 27]
 
 
-def test_one_of_two_arms_is_off() -> None:
-    """Two tapped engines would be one source, and their rows would be mixed up."""
-    assert not TapConfig.read(settings(OFF, None, 1, 1)).tap
-    assert [pair.split(",") for pair in PAIRS] == [[OFF, ON], [OFF, EVERYTHING]]
+def test_only_tapped_arms_have_a_tap() -> None:
+    """And each arm is compared with one that has none."""
+    tapped = [TapConfig.read(settings(name, None, 1, 1)).tap for name in ARMS if name != EVERYTHING]
+    assert tapped == [False, True, False, True, False]
+    assert not {REFERENCE[name] for name in TAPPED} & set(TAPPED)
+
+
+def test_peers_are_compared_with_what_anybody_would_run() -> None:
+    """Not with an eager engine, which is half of what their technique costs."""
+    assert REFERENCE[HOOKS] == REFERENCE[EAGER_OFF] == OFF
+    assert how(OFF) == how(ON) == how(EVERYTHING) == "compiled"
+    assert how(EAGER_OFF) == how(EAGER_ON) == "eager"
+    assert how(HOOKS) == "hooks"
 
 
 @pytest.mark.parametrize("name", [ON, EVERYTHING])

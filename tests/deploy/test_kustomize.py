@@ -118,7 +118,7 @@ def test_without_the_label_nothing_is_touched(tmp_path: Path) -> None:
 def test_a_label_is_patched_in_one_folder_earlier(tmp_path: Path) -> None:
     """As docs/deploy.md has it, for charts that cannot set it; images are named likewise."""
     other = copy.deepcopy(THEIRS)
-    other["metadata"] = {"name": "chat-deployment-vllm", "labels": {"model": "m"}}
+    other["metadata"] = {"name": "chat-deployment-vllm"}  # with no label at all
     page = (patches.FOLDER.parent / "docs" / "deploy.md").read_text()
     [label] = [text for text in page.split("```yaml\n") if text.startswith("patches:")]
     first = yaml.safe_load(label.partition("```")[0])

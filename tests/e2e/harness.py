@@ -1,8 +1,10 @@
 """Real servers for the end-to-end tests: vLLM with the tap, and the sidecar beside it."""
 
+import contextlib
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,14 +27,33 @@ EVERY_SERIES = Path(__file__).parents[2] / "examples" / "metrics_everything.toml
 START_SECONDS = 900  # 60 on a quiet machine; graphs are compiled
 FOREIGN = ("SIDECAR_", "VLLM_", "TRITON_")  # settings of whoever runs the tests
 CANARY_SECRET = b"a secret of the operator's, 32 b"
+PORTS = (15_000, 32_000)
 BATCH_TOKENS = 256  # small, so that prompts of the tests are prefilled in chunks
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on at this moment.
+
+    Not one of those that Linux gives to clients (from 32768 on): a server binds its own a minute
+    after it was chosen, and every request of a neighbour takes one of the others meanwhile.
+    """
+    while True:
+        port = random.randrange(*PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def core_of_worker() -> dict[str, str]:
+    """Settings of vLLM by which servers of two pytest workers do not share one core.
+
+    By itself each takes the first. Nothing is set where there is one worker.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker:
+        return {}
+    cores = sorted(os.sched_getaffinity(0))
+    return {"VLLM_CPU_OMP_THREADS_BIND": str(cores[int(worker.removeprefix("gw")) % len(cores)])}
 
 
 def get_json(url: str, timeout: float = 30.0) -> Any:
@@ -60,7 +81,7 @@ def get_status(url: str) -> int:
 
 
 def wait_for(
-    condition: Callable[[], Any], what: str, seconds: float = 20.0, every: float = 0.1
+    condition: Callable[[], Any], what: str, seconds: float = 120.0, every: float = 0.1
 ) -> Any:
     """First true value of `condition`; fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -123,6 +144,9 @@ class Stack:
     """One vLLM server and one sidecar on one socket.
 
     args: further arguments of vLLM. sabotage: see saboteur.py.
+    cache: where vLLM keeps what it compiled. By itself the servers of a session share it, as those
+    of a node do: what one has compiled, another with the same settings need not, and which classes
+    a model has is found out once. A test about compiling has one of its own.
     metrics_file: which series the sidecar shows; None is what it shows by itself.
     python: which one runs vLLM. engine_environ: what vLLM alone is told.
     """
@@ -267,7 +291,7 @@ class Stack:
         def find() -> Any:
             return next((r for r in self.requests() if r["id"].startswith(prefix)), None)
 
-        return wait_for(find, f"a record of {prefix}", 10)
+        return wait_for(find, f"a record of {prefix}")
 
     def signature(self, completion_id: str) -> dict[str, Any]:
         """The final signature of a request by the id that its client saw."""
@@ -278,7 +302,7 @@ class Stack:
             mine = (s for s in told if s["is_final"] and s["id"].startswith(f"{completion_id}-0-"))
             return next(mine, None)
 
-        return wait_for(find, f"a signature of {completion_id}", 30)
+        return wait_for(find, f"a signature of {completion_id}")
 
     def samples(self) -> dict[str, float]:
         """Every sample of /metrics, by its name and labels as printed."""
@@ -292,7 +316,7 @@ class Stack:
     def _post(self, path: str, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(
-                self._request(path, body, request_id), timeout=120
+                self._request(path, body, request_id), timeout=300
             ) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
@@ -305,7 +329,7 @@ class Stack:
         return urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
 
     def _environ(self) -> dict[str, str]:
-        cache = self.cache or self.folder / "vllm_cache"
+        cache = self.cache or self.folder.parent / "vllm_cache"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
         paths = [str(ROOT), *([str(SABOTEUR)] if self.sabotage else [])]
         return {
@@ -320,6 +344,7 @@ class Stack:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            **core_of_worker(),
             "HF_HUB_OFFLINE": "1",
             **self.environ,
         }

@@ -31,7 +31,7 @@ RULES = ROOT / "dashboards" / "rules.yml"
 ROUTES = ROOT / "dashboards" / "alertmanager.yml"
 NAMESPACE, POD = "llm", "tiny-0"  # as a PodMonitor would label both containers of one pod
 RATE = 2.0  # requests a second
-ARM_SECONDS = 900.0  # some 100 on a quiet machine
+ARM_SECONDS = 1200.0  # some 100 on a quiet machine
 
 
 @dataclass

@@ -61,7 +61,7 @@ class Engine:
         call = urllib.request.Request(
             f"{self.stack.url}/collective_rpc", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(call, timeout=60) as reply:
+        with urllib.request.urlopen(call, timeout=300) as reply:
             assert reply.status == 200
 
 

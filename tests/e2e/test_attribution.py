@@ -79,7 +79,7 @@ def _settled(stack: Stack) -> dict[str, Any]:
         time.sleep(1)
         return sum(before[1]) == 0 and before == counts()
 
-    wait_for(is_still, "the engine is idle", 30, every=0.7)
+    wait_for(is_still, "the engine is idle", every=0.7)
     return stack.status()["coverage"][0]
 
 
@@ -176,7 +176,6 @@ def test_the_manifest_is_that_of_the_files_served(float32: Stack) -> None:
     manifest = wait_for(
         lambda: (found := float32.source()["manifest"]) and found["state"] == "complete" and found,
         "the files are hashed",
-        120,
     )
     assert manifest["reason"] == ""
     told = {file["name"]: file["sha256"] for file in manifest["files"]}

@@ -38,7 +38,7 @@ def post(
         "traceparent": f"00-{trace_id(name)}-{'5a' * 8}-01",
     }
     request = urllib.request.Request(stack.url + path, json.dumps(body | options).encode(), headers)
-    with urllib.request.urlopen(request, timeout=120) as reply:
+    with urllib.request.urlopen(request, timeout=300) as reply:
         return [reply.readline() for _ in range(6)] if hang_up else reply.readlines()
 
 
@@ -50,7 +50,7 @@ def told(stack: Stack, name: str, num: int = 1) -> list[dict[str, Any]]:
         known = [r for r in mine if r["serving"] or r["aborted"]]
         return known if len(known) == num else None
 
-    return wait_for(find, f"{num} records of {name}", 60)
+    return wait_for(find, f"{num} records of {name}")
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -67,7 +67,7 @@ def test_a_trace_reaches_the_record_of_its_request(
     assert record["trace_id"] == trace_id(name)
     assert serving["traceparent"] == f"00-{trace_id(name)}-{'5a' * 8}-01"
     assert before <= serving["start_ns"] <= record["end_ns"]
-    assert abs(serving["end_ns"] - serving["start_ns"] - 1e9 * serving["e2e"]) < 5e9
+    assert abs(serving["end_ns"] - serving["start_ns"] - 1e9 * serving["e2e"]) < 60e9
     assert 0 < serving["time_to_first_token"] <= serving["e2e"]
     assert (serving["max_tokens"], serving["temperature"], serving["top_p"]) == (4, 0.5, 0.75)
 
@@ -126,7 +126,7 @@ def test_the_header_changes_no_answer(float32: Stack, prompts: Prompts) -> None:
             json.dumps(body).encode(),
             {"Content-Type": "application/json", "traceparent": header},
         )
-        with urllib.request.urlopen(request, timeout=120) as reply:
+        with urllib.request.urlopen(request, timeout=300) as reply:
             assert json.load(reply)["choices"][0]["token_ids"] == plain
     assert not any("callers" in site for site in errors(float32))
 

@@ -204,7 +204,7 @@ def test_the_totals_are_the_sum_of_the_requests(plain: Served, prompts: Prompts)
         )
 
     plain.ask(prompts.cut([10], seed=48)[0], 4, "last")
-    wait_for(agree, "totals and requests agree", 5)
+    wait_for(agree, "totals and requests agree")
     assert plain.frames.status is not None
     assert plain.frames.status.errors == {}
     assert "confidence" not in plain.frames.status.absent
@@ -214,7 +214,7 @@ def test_a_request_that_its_client_gave_up_is_told_of(plain: Served, prompts: Pr
     """Its id arrives once; those that ended are not among the given up."""
     ended = plain.ask(prompts.cut([20], seed=49)[0], 5, "ended")
     plain.stack.abort(prompts.cut([20], seed=50)[0], 900, 3, "given-up")
-    wait_for(lambda: plain.frames.aborted, "an abort is told of", 10)
+    wait_for(lambda: plain.frames.aborted, "an abort is told of")
     (name,) = plain.frames.aborted
     assert name.startswith("cmpl-given-up-0-")
     assert plain.frames.request("cmpl-given-up").id == name

@@ -37,7 +37,7 @@ class Steered:
         command = [sys.executable, "-m", "sidecar", "control", *options]
         environ = {**os.environ, "SIDECAR_SOCKET": str(self.stack.socket)}
         done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, timeout=60, check=True
+            command, env=environ, capture_output=True, text=True, timeout=300, check=True
         )
         _, _, revision = done.stdout.partition("\n")[0].partition(": revision ")
         self.frames.wait_for_revision(revision)
@@ -183,7 +183,7 @@ def test_a_tap_over_its_budget_sheds_and_serves_on(thrifty: Steered, prompt: lis
         status = thrifty.frames.status
         return status is not None and status.shed_level == len(LEVELS) - 1
 
-    wait_for(worn_out, "the highest level", 60)
+    wait_for(worn_out, "the highest level", 300)
     status, before = thrifty.frames.status, thrifty.frames.coverage()
     assert status is not None
     assert status.cost_share > 0.0001

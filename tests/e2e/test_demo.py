@@ -20,7 +20,8 @@ from tests.e2e.harness import MODEL, ROOT, free_port, get_json, get_text, wait_f
 
 pytestmark = pytest.mark.e2e
 
-START_SECONDS = 400
+START_SECONDS = 900
+PAGED_SECONDS = 600.0  # some 20 on a quiet machine
 
 
 class Demo:
@@ -87,7 +88,7 @@ def test_the_demo_shows_a_live_tap_at_every_layer(start: Callable[..., Demo]) ->
     """From one command: every layer in the table, the tap live, requests served, exit 0."""
     demo = start("--seconds", "15")
     processes = demo.wait_for_requests()
-    assert demo.process.wait(60) == 0, demo.text
+    assert demo.process.wait(300) == 0, demo.text
     last_table = demo.text[demo.text.rindex("tap: ") :]
     assert last_table.startswith("tap: live (engine-dp0-pp0-tp0)")
     rows = [line.split() for line in last_table.splitlines() if line[:5].strip().isdigit()]
@@ -101,9 +102,15 @@ def test_the_demo_shows_a_live_tap_at_every_layer(start: Callable[..., Demo]) ->
 
 
 def test_a_tampered_model_turns_the_canary_to_page(start: Callable[..., Demo]) -> None:
-    """Armed and quiet before; within two minutes of the tampering it pages, and names the layer."""
+    """Armed and quiet before; soon after the tampering it pages, and names the layer.
+
+    Meanwhile the URLs that it printed answer. Ctrl-C then ends vLLM and all its workers.
+    """
     demo = start("--tamper")
     processes = demo.wait_for_requests()
+    assert len(processes) >= 5  # the demo, the sidecar, and vLLM's front end, engine and worker
+    assert "llm_internals_build_info{" in get_text(f"http://127.0.0.1:{demo.metrics_port}/metrics")
+    wait_for(lambda: get_json(f"http://127.0.0.1:{demo.api_port}/v1/status")["ready"], "ready")
 
     def canary() -> dict[str, Any]:
         channels = get_json(f"http://127.0.0.1:{demo.api_port}/v1/drift")["channels"]
@@ -121,13 +128,13 @@ def test_a_tampered_model_turns_the_canary_to_page(start: Callable[..., Demo]) -
     layer = wait_for(tampered_with, "the intruder strikes", 2 * START_SECONDS) - 1
     struck = time.time()
     verdict = wait_for(
-        lambda: (said := canary())["state"] == "page" and said, "the canary pages", 120.0
+        lambda: (said := canary())["state"] == "page" and said, "the canary pages", PAGED_SECONDS
     )
     assert f"from layer {layer} on" in verdict["reason"]
     moved = {each["layer"] for each in verdict["causes"] if each["share"] >= 1}
     assert min(moved - {None}) == layer
-    assert abs(verdict["since_ns"] / 1e9 - struck) < 120
-    wait_for(lambda: "canary: page" in demo.text, "the screen says so", 30.0)
+    assert abs(verdict["since_ns"] / 1e9 - struck) < PAGED_SECONDS
+    wait_for(lambda: "canary: page" in demo.text, "the screen says so")
     # The files are as they were: it takes a canary to see this.
     (engine,) = [
         source
@@ -135,20 +142,6 @@ def test_a_tampered_model_turns_the_canary_to_page(start: Callable[..., Demo]) -
         if source["role"] == "engine"
     ]
     assert (engine["manifest"]["state"], engine["manifest"]["reason"]) == ("complete", "")
-    os.killpg(demo.process.pid, signal.SIGINT)
-    assert demo.process.wait(30) == 0, demo.text
-    demo.check_gone(processes)
-
-
-def test_ctrl_c_ends_the_real_servers(start: Callable[..., Demo]) -> None:
-    """While requests run, the URLs it printed answer; Ctrl-C then ends vLLM and all its workers."""
-    demo = start()
-    processes = demo.wait_for_requests()
-    assert len(processes) >= 5  # the demo, the sidecar, and vLLM's front end, engine and worker
-    assert "llm_internals_build_info{" in get_text(f"http://127.0.0.1:{demo.metrics_port}/metrics")
-    wait_for(
-        lambda: get_json(f"http://127.0.0.1:{demo.api_port}/v1/status")["ready"], "ready", 30.0
-    )
     os.killpg(demo.process.pid, signal.SIGINT)  # what a terminal does
-    assert demo.process.wait(30) == 0, demo.text
+    assert demo.process.wait(300) == 0, demo.text
     demo.check_gone(processes)

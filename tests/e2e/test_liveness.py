@@ -18,7 +18,7 @@ LIVE = 'llm_internals_tap_live{source="engine-dp0-pp0-tp0"}'
 
 def _serve_one(stack: Stack, prompts: Prompts) -> None:
     stack.complete(prompts.cut([30], seed=31)[0], 4)
-    wait_for(lambda: stack.source().get("state") not in (None, "starting"), "a verdict", 10)
+    wait_for(lambda: stack.source().get("state") not in (None, "starting"), "a verdict")
 
 
 def test_a_running_tap_is_proven_alive(bfloat16: Stack, prompts: Prompts) -> None:
@@ -30,11 +30,11 @@ def test_a_running_tap_is_proven_alive(bfloat16: Stack, prompts: Prompts) -> Non
 
 
 def test_a_tap_attached_too_late_is_an_alarm(
-    launch: Callable[..., Stack], prompts: Prompts
+    folder: Path, launch: Callable[..., Stack], prompts: Prompts
 ) -> None:
     """Hooks that came after the compile never fire: gauge 0, /readyz 503 with the reason."""
-    late = launch("late", sabotage="late_tap")
-    wait_for(lambda: late.source().get("state") == "dead", "dead before any request", 10)
+    late = launch("late", sabotage="late_tap", cache=folder / "late_cache")
+    wait_for(lambda: late.source().get("state") == "dead", "dead before any request")
     _serve_one(late, prompts)
 
     assert late.samples()[LIVE] == 0
@@ -72,7 +72,7 @@ def test_an_unread_release_serves_untapped_and_says_so(tmp_path: Path) -> None:
         [sys.executable, str(script), str(tmp_path / "ingest.sock")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])

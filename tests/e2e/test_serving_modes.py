@@ -89,7 +89,7 @@ def test_totals_are_the_sum_of_requests_after_preemption(server: Stack, prompts:
             totals[cause] == sum(r["coverage"][cause] for r in records) for cause in causes
         )
 
-    wait_for(adds_up, "the totals are the sum of the requests", 5)
+    wait_for(adds_up, "the totals are the sum of the requests")
 
 
 def test_a_request_is_measured_under_its_adapter(

@@ -30,7 +30,7 @@ def test_tokens_and_latencies_of_served_requests_are_published(
         now = bfloat16.samples()
         return {name: now.get(name, 0) - before.get(name, 0) for name in counters}
 
-    wait_for(lambda: grown() == counters, f"{grown()} becomes {counters}", 5)
+    wait_for(lambda: grown() == counters, f"{grown()} becomes {counters}")
 
 
 def test_a_request_that_was_hung_up_on_is_measured(bfloat16: Stack, prompts: Prompts) -> None:
@@ -38,7 +38,7 @@ def test_a_request_that_was_hung_up_on_is_measured(bfloat16: Stack, prompts: Pro
     name = f'llm_internals_observed_requests_total{{{LABELS},adapter=""}}'
     before = bfloat16.samples().get(name, 0)
     bfloat16.abort(prompts.cut([20], seed=22)[0], 900, 3, "hangs-up")
-    wait_for(lambda: bfloat16.samples().get(name, 0) == before + 1, "the end is noticed", 10)
+    wait_for(lambda: bfloat16.samples().get(name, 0) == before + 1, "the end is noticed")
     record = bfloat16.record("cmpl-hangs-up")
 
     assert record["coverage"]["observed"]["prefill"] == {"first": 4, "rest": 16}
@@ -49,8 +49,8 @@ def test_a_request_that_was_hung_up_on_is_measured(bfloat16: Stack, prompts: Pro
 def test_a_request_is_joined_with_its_stats(bfloat16: Stack, prompts: Prompts) -> None:
     """The record of a request carries its finish reason and latency from the front end."""
     done = bfloat16.complete(prompts.cut([33], seed=23)[0], 5, "joined")
-    stats = wait_for(lambda: bfloat16.record(done["id"])["serving"], "the stats arrive", 5)
+    stats = wait_for(lambda: bfloat16.record(done["id"])["serving"], "the stats arrive")
 
     assert stats["reason"] == "length"
     assert stats["generated_tokens"] == 5
-    assert 0 < stats["e2e"] < 60
+    assert 0 < stats["e2e"] < 600

@@ -17,7 +17,7 @@ class Inbox:
     def __init__(self, path: Path) -> None:
         self._receiver = Receiver(path)
 
-    def wait_for(self, is_wanted: Callable[[Frame], bool], seconds: float = 10.0) -> Frame:
+    def wait_for(self, is_wanted: Callable[[Frame], bool], seconds: float = 60.0) -> Frame:
         """The first frame from now on that is wanted; fails when none comes in time."""
         deadline = time.monotonic() + seconds
         seen: list[Frame] = []

@@ -306,7 +306,7 @@ class StuckSender(Sender):
 
     def send(self, body: object, step: int = 0) -> bool:
         self.entered.set()
-        return self.release.wait(30)
+        return self.release.wait(120)
 
 
 def test_the_step_path_never_waits_for_the_pump(socket_path, guard) -> None:
@@ -315,7 +315,7 @@ def test_the_step_path_never_waits_for_the_pump(socket_path, guard) -> None:
     served = Served(socket_path, guard, sender)
     served.tap.start()
     served.tap.arm(was_warmed_up=False)
-    assert sender.entered.wait(5)
+    assert sender.entered.wait(60)
     served.forward(tokens(1))
     one = np.array([1])
     took = []
@@ -325,7 +325,7 @@ def test_the_step_path_never_waits_for_the_pump(socket_path, guard) -> None:
         took.append(time.perf_counter() - began)
     assert not sender.release.is_set()
     assert statistics.median(took) < 0.002
-    assert sum(took) < 10.0  # the pump hangs for longer
+    assert sum(took) < 60.0  # the pump hangs for twice as long
     assert len(served.tap._events) == MAX_PENDING
     sender.release.set()
     served.settle()

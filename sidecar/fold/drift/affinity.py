@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 
 NUM_WINDOWS: Final = 12
 MIN_SIZE: Final = 0.05
@@ -77,7 +77,7 @@ class Affinity:
         try:
             looks = [_Look(float(g), int(f), float(s)) for g, f, s in exported["looks"]]
             is_kept = bool(exported["is_kept"])
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no state of an affinity: {error!r}; delete the snapshot") from error
         self._looks = deque(looks, maxlen=NUM_WINDOWS)
         self._is_kept = is_kept

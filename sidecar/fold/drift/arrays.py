@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 
 MAX_BYTES: Final = 1 << 30
 _TYPES: Final = ("<f8", "<f4", "<i8", "<u4", "|b1")
@@ -64,7 +64,7 @@ def unpacked(plain: Mapping[str, Any], kind: str, shape: Sequence[int | None]) -
         by_byte = np.frombuffer(raw, np.uint8).reshape(np.dtype(kind).itemsize, -1)
         flat = by_byte.T.copy().reshape(-1).view(kind)
         return flat.reshape(lengths).astype(np.dtype(kind).newbyteorder("="), copy=False)
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
+    except (*UNREADABLE, zlib.error) as error:
         raise StateError(f"no packed array: {error!r}") from error
 
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.arrays import Pack, fingerprint, packed, unpacked
 from sidecar.fold.drift.header import Header
 from sidecar.fold.drift.moments import Moments
@@ -211,7 +211,7 @@ class Baseline:
         """The baseline in `plain`; StateError when it is none of this release."""
         try:
             return cls._read(plain)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no baseline: {error!r}") from error
 
     @classmethod

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift import exported
 from sidecar.fold.drift.canary_judge import KERNELS, Judge, Pace
 from sidecar.fold.drift.canary_reference import Reference
@@ -31,7 +31,7 @@ def refusing() -> Iterator[None]:
         yield
     except StateError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, msgspec.ValidationError) as error:
+    except (*UNREADABLE, msgspec.ValidationError) as error:
         raise StateError(
             f"the canary's state cannot be read ({error!r}); delete the snapshot to learn anew"
         ) from error

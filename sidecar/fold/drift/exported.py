@@ -74,7 +74,7 @@ def mapping(exported: Plain, field: str) -> Plain:
 def _array(exported: Plain, field: str, shape: tuple[int, ...], letter: str) -> NDArray[Any]:
     held = mapping(exported, field)
     data = held.get("bytes")
-    if held.get("of") != letter or list(held.get("shape", ())) != list(shape):
+    if held.get("of") != letter or held.get("shape") != list(shape):
         raise StateError(f"{field} of the state has another shape than {shape}; {_REMEDY}")
     if not isinstance(data, bytes) or len(data) != 8 * int(np.prod(shape, dtype=np.int64)):
         raise StateError(f"{field} of the state is torn; {_REMEDY}")

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import BaselineError, StateError
+from sidecar.errors import UNREADABLE, BaselineError, StateError
 from sidecar.fold.drift.arrays import Pack, packed, unpacked
 from sidecar.fold.drift.baseline import Baseline, moments_from_plain, moments_to_plain
 from sidecar.fold.drift.cells import Cells, Sums
@@ -128,7 +128,7 @@ class Fit:
             num_streams = Schema.of(header.layout).num_streams
             fit = cls(header, Plan.from_plain(plain["plan"], num_streams))
             fit._read(plain, num_streams)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no fit of a baseline: {error!r}") from error
         return fit
 

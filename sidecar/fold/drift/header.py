@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
-from sidecar.errors import BaselineError, StateError
+from sidecar.errors import UNREADABLE, BaselineError, StateError
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.window import Assembly
 from sidecar.wire.frame import Identity
@@ -72,7 +72,7 @@ class Header(NamedTuple):
                 release=str(plain["release"]),
                 format=int(plain["format"]),
             )
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        except (*UNREADABLE, msgspec.ValidationError) as error:
             raise StateError(f"no header of a baseline: {error!r}") from error
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.verdict import MAX_CAUSES, Cause, ChannelState, Verdict
 
 MAX_CHANGES: Final = 512
@@ -71,7 +71,7 @@ class History:
             states = {str(k): ChannelState(v) for k, v in exported["states"].items()}
             held = [_read(each) for each in exported["held"]]
             num = int(exported["num"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no history of verdicts: {error!r}") from error
         self._states, self._num = states, num
         self._held.extend(held)

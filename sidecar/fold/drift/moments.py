@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.arrays import floats_of, listed
 
 Floats = NDArray[np.float64]
@@ -125,7 +125,7 @@ class Moments:
             moments.m2 = floats_of(plain["m2"], num_streams, 0)
             moments.smallest = floats_of(plain["smallest"], num_streams, np.inf)
             moments.largest = floats_of(plain["largest"], num_streams, -np.inf)
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no moments of {num_streams} streams: {error!r}") from error
         return moments
 

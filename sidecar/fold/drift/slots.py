@@ -9,7 +9,7 @@ windows of each replica.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.window import Window
 
 PATIENCE: Final = 2  # windows after its end for which a slot waits for a replica
@@ -99,7 +99,7 @@ class Slots:
             latest = {str(name): int(end_ns) for name, end_ns in exported["latest"].items()}
             members = frozenset(str(name) for name in exported["members"])
             closed_ns, num_late = int(exported["closed_ns"]), int(exported["num_late"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no state of slots: {error!r}; delete the snapshot") from error
         self._open = {_span(windows): windows for windows in held}
         self._latest, self._members = latest, members

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift import exported
 from sidecar.fold.drift.evidence import BOTH, LAMBDAS, Evidence
 from sidecar.fold.drift.odds import Odds
@@ -92,7 +92,7 @@ class Standing:
             made.evidence.run_length = float(held["run_length"])
             made.paged_ns = None if held["paged_ns"] is None else int(held["paged_ns"])
             made.causes = tuple(Cause(*cause) for cause in held["causes"])
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no state of a replica: {error!r}; delete the snapshot") from error
         made.evidence.restore(held.get("evidence"))
         return made

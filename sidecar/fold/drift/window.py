@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.moments import Moments
 from sidecar.fold.drift.observation import Observation
 from sidecar.fold.drift.plan import Plan
@@ -91,7 +91,7 @@ class Window(NamedTuple):
                 Tail(int(judged), int(beyond)),
                 int(plain["num_new"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no window: {error!r}") from error
 
 
@@ -186,7 +186,7 @@ class Windows:
             cells = [Window.from_plain(cell, num_streams) for cell in exported["cells"]]
             partial = exported["partial"]
             closed_ns = int(exported["closed_ns"])
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no open windows: {error!r}") from error
         self._partial = partial and Window.from_plain(partial, num_streams)
         self._cells = {cell.start_ns: cell for cell in cells}

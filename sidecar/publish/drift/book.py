@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.observation import Observation
 from sidecar.fold.drift.schema import Schema
 from sidecar.fold.drift.window import Window, Windows
@@ -153,7 +153,7 @@ class Book:
                 if baseline == each["baseline"]:
                     windows.restore(each["windows"])
                     found[each["layout"]] = _Open(schema, windows, baseline)
-        except (KeyError, TypeError, ValueError, msgspec.MsgspecError) as error:
+        except (*UNREADABLE, msgspec.MsgspecError) as error:
             raise StateError(f"no open windows: {error!r}") from error
         self._last = self._gone = last
         self._open = found

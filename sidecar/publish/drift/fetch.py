@@ -102,7 +102,7 @@ class Fetcher:
             return msgspec.json.decode(atomic.read(self._source, 1 << 16), type=Wanted)
         except FileNotFoundError as error:
             raise StoreError(f"{self._source} is not there; it says which baseline") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise StoreError(
                 f'{self._source}: {error}; write {{"url": "https://...", "sha256": "..."}}'
             ) from error

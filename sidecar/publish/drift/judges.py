@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sidecar.errors import StateError
+from sidecar.errors import UNREADABLE, StateError
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.canary import CanaryChannel
 from sidecar.fold.drift.history import Change, History
@@ -269,7 +269,7 @@ class Judges:
             if "history" in own:  # a release before kept none
                 self._history.restore(own["history"])
             self._book.restore(own["book"])
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise StateError(f"no state of the judges: {error!r}") from error
         self._deployments.extend(deployments)
         self._was_measured = own.get("was_measured") is True

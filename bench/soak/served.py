@@ -1,0 +1,15 @@
+"""`sidecar serve` by the clock of a run: `python -m bench.soak.served BOARD OPTION...`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.soak.board import Board
+from sidecar.commands import serve as command
+from sidecar.publish.server import serve
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    command.add(parser)
+    config = command.exporter_config(parser.parse_args(sys.argv[2:]), {})
+    sys.exit(serve(config, Board(Path(sys.argv[1])).now_ns))
