@@ -96,20 +96,21 @@ def _kept(paced: dict[str, Any]) -> str:
 
 def _pushed(server: Server, kilobytes: int, num: int) -> Pushed:
     progress(f"ingest: {num} frames of {kilobytes} KB")
-    length = len(Stream(Source("engine")).message(body_of(kilobytes), 1))
-    known, before = server.counted(), server.cpu_seconds()
-    with loading("push", server.socket, str(kilobytes), str(num), str(kilobytes)) as told:
-        found = server.await_frames(known["received"] + num)
+    source = Source("engine", tp=kilobytes)  # one for each size
+    length = len(Stream(source).message(body_of(kilobytes), 1))
+    before = server.cpu_seconds()
+    with loading("push", server.socket, str(kilobytes), str(num), str(source.tp)) as told:
+        found = server.await_frames(source, num)
     cpu = server.cpu_seconds() - before
-    counted = {name: found[name] - known[name] for name in found}
     rate = num / told["seconds"]
-    return Pushed(length, num, rate, 1e6 * cpu / num, num - counted["received"], counted)
+    return Pushed(length, num, rate, 1e6 * cpu / num, num - found["received"], found)
 
 
 def _paced(server: Server, num: int) -> dict[str, Any]:
     progress(f"ingest: {num} frames at {TARGET:.0f} a second")
-    known = server.counted()["received"]
-    with loading("pace", server.socket, str(TARGET_KB), str(num), "0", str(TARGET)) as told:
+    source = Source("engine")
+    words = (str(TARGET_KB), str(num), str(source.tp), str(TARGET))
+    with loading("pace", server.socket, *words) as told:
         due = told["sent"] - told["dropped"]
-        received = server.await_frames(known + due)["received"] - known
+        received = server.await_frames(source, due)["received"]
     return told | {"lost": due - received}

@@ -10,10 +10,12 @@ import httpx
 
 from bench.capacity.server import Server, loading, serving
 from bench.report import Section, Target, progress
+from sidecar.wire.frame import Source
 
 LIMIT_MB: Final = 250.0
 LARGEST: Final = "97,128,256"  # layers, heads, experts: some 50,000 series
 _SCRAPE_SECONDS: Final = 5.0
+_SOURCE: Final = Source("engine")
 
 
 class Size(NamedTuple):
@@ -75,11 +77,11 @@ def _looks(server: Server, num: int) -> list[Look]:
 
 
 def _pushed(server: Server, num: int) -> None:
-    with loading("mix", server.socket, LARGEST, str(num), "0"):
-        server.await_frames(num)
+    with loading("mix", server.socket, LARGEST, str(num), str(_SOURCE.tp)):
+        server.await_frames(_SOURCE, num)
 
 
 def _look(server: Server) -> Look:
     reply = httpx.get(f"{server.url}/metrics", timeout=60, trust_env=False).raise_for_status()
     series = sum(not line.startswith("#") for line in reply.iter_lines())
-    return Look(server.counted()["received"], server.rss_mb(), series)
+    return Look(server.counted(_SOURCE)["received"], server.rss_mb(), series)

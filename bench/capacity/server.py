@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import httpx
 
+from sidecar.wire.frame import Source
+
 _EVERYTHING: Final = Path(__file__).parents[2] / "examples" / "metrics_everything.toml"
 _COUNTERS: Final = ("received", "lost", "refused")
 
@@ -24,25 +26,31 @@ class Server(NamedTuple):
     url: str
     socket: Path
 
-    def counted(self) -> dict[str, int]:
-        """Frames so far: received, lost and refused, over all sources and causes."""
+    def counted(self, source: Source) -> dict[str, int]:
+        """Frames so far: received and lost, of a source; and refused, of anybody.
+
+        A source that is silent for long is published no more: ask while it is there.
+        """
         names = [("name[]", f"llm_internals_frames_{each}_total") for each in _COUNTERS]
         names += [("name[]", f"llm_internals_frames_{each}") for each in _COUNTERS]
         reply = httpx.get(f"{self.url}/metrics", params=names, timeout=60, trust_env=False)
         found = dict.fromkeys(_COUNTERS, 0)
         for line in reply.raise_for_status().text.splitlines():
-            name, _, value = line.rpartition(" ")
-            for each in _COUNTERS:
-                if name.startswith(f"llm_internals_frames_{each}_total"):
-                    found[each] += int(float(value))
+            series, _, value = line.rpartition(" ")
+            name, _, labels = series.partition("{")
+            each = name.removeprefix("llm_internals_frames_").removesuffix("_total")
+            if each == "refused" or (each in found and f'"{source.name}"' in labels):
+                found[each] += int(float(value))
         return found
 
-    def await_frames(self, num: int, patience_seconds: float = 20.0) -> dict[str, int]:
-        """What is counted once `num` frames are received, or once nothing more comes."""
-        found, moved = self.counted(), time.monotonic()
+    def await_frames(
+        self, source: Source, num: int, patience_seconds: float = 20.0
+    ) -> dict[str, int]:
+        """What is counted once `num` frames of it are received, or once nothing more comes."""
+        found, moved = self.counted(source), time.monotonic()
         while found["received"] < num and time.monotonic() - moved < patience_seconds:
             time.sleep(0.1)
-            before, found = found, self.counted()
+            before, found = found, self.counted(source)
             if found != before:
                 moved = time.monotonic()
         return found

@@ -20,6 +20,7 @@ from dashboards.panels import (
 )
 from dashboards.queries import (
     ALERTS,
+    RANGE,
     coded,
     equals,
     increase,
@@ -46,7 +47,13 @@ _CHANGED = f"{series('summary_since_timestamp_seconds')} and on (job, instance) 
 _DIFFERS = series("drift_since_timestamp_seconds", **_OF_FLEET)
 _SINCE = f"1000 * {smallest(f'({_CHANGED}) or {_DIFFERS}')}"
 _STREAMS = series("drift_stream_level_ratio", layer='!=""')
-_WORST = f"topk(6, {largest(_STREAMS, 'layer')})"
+_WORST = f"topk(6, {largest(_STREAMS, 'layer', 'pod')})"
+_BUILD = series("build")
+# Scraped at some time of those shown, and not now: of each pod one series, however often it began.
+_GONE = (
+    f"count({largest(f'max_over_time({_BUILD}[{RANGE}])', 'namespace', 'pod')}) "
+    f"- count({largest(_BUILD, 'namespace', 'pod')})"
+)
 
 _ANSWER = Row(
     "Is the model behaving as usual?",
@@ -58,7 +65,7 @@ _ANSWER = Row(
                 also="The worst of all pods shown, and of the fleet. **as usual**: what compares "
                 "with something known finds nothing. **learning**: nothing judges yet. "
                 "**ticket**: look in working hours. **blind**: telemetry is not to be trusted. "
-                "**page**: look now. A sidecar that is gone is not seen here.",
+                "**page**: look now. Sidecars that are gone are counted apart.",
                 runbooks=("LLMInternalsSidecarGone", "LLMInternalsTapDead"),
             ),
             "none",
@@ -77,24 +84,40 @@ _ANSWER = Row(
             ),
             "dateTimeFromNow",
             Ask(_SINCE),
+            span=3,
             no_value="no time known",
         ),
         bars(
             about(
                 "If not: in which layers",
                 "drift_stream_level_ratio",
-                also="The layers nearest to an alarm, of all pods shown. 100 % is the limit: from "
+                also="The layers nearest to an alarm, each of one pod. 100 % is the limit: from "
                 "there on a layer alarms.",
             ),
             "percentunit",
-            Ask(_WORST, "layer {{layer}}"),
-            span=7,
+            Ask(_WORST, "layer {{layer}} {{pod}}"),
+            span=6,
+        ),
+        number(
+            about(
+                "Sidecars gone",
+                "build",
+                also="Those that were scraped within the time shown and are not now: of their pods "
+                "nobody says whether the model behaves as usual. After a rollout the pods it "
+                "replaced are among them.",
+                runbooks=("LLMInternalsSidecarGone",),
+            ),
+            "none",
+            Ask(_GONE),
+            span=3,
+            steps=((None, GREEN), (1, RED)),
+            no_value="all",
         ),
         number(
             about("Taps live", "tap_live", runbooks=("LLMInternalsTapDead",)),
             "percentunit",
             Ask(f"avg({series('tap_live')})"),
-            span=3,
+            span=2,
             steps=((None, RED), (1, GREEN)),
             no_value="no engine is heard",
         ),

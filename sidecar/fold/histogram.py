@@ -4,10 +4,10 @@ Guarantees: one integer and at most one exemplar per bucket and one float for th
 comes; NaN and Inf are counted apart and change neither buckets nor sum.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
-
-import numpy as np
 
 from sidecar.fold.exemplars import Exemplar, Exemplars, Places, merged
 
@@ -83,18 +83,19 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.num_nonfinite = 0
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         self._exemplars = Exemplars(bounds)
 
     def update(self, item: Sequence[float]) -> None:
         """Count a batch of values."""
-        values = np.asarray(item, np.float64)
-        finite = values[np.isfinite(values)]
-        self.num_nonfinite += values.size - finite.size
-        places = np.searchsorted(self.bounds, finite, side="left")
-        self._counts += np.bincount(places, minlength=self._counts.size)
-        self._sum += float(finite.sum())
+        # One by one: nearly every batch is one value, and arrays cost a tenth of a frame.
+        for value in item:
+            if math.isfinite(value):
+                self._counts[bisect_left(self.bounds, value)] += 1
+                self._sum += value
+            else:
+                self.num_nonfinite += 1
 
     def point(self, exemplar: Exemplar | None) -> None:
         """Take the exemplar, if there is one, of a value that is or will be counted."""
@@ -102,14 +103,14 @@ class Histogram:
 
     def get(self) -> Distribution:
         """The counts so far."""
-        counts = tuple(self._counts.tolist())
-        return Distribution(self.bounds, counts, self._sum, self._exemplars.get())
+        return Distribution(self.bounds, tuple(self._counts), self._sum, self._exemplars.get())
 
     def merge(self, other: Self) -> None:
         """Add what `other` counted; its bounds must be the same."""
         if other.bounds != self.bounds:
             raise ValueError("histograms with different buckets cannot be merged")
         self.num_nonfinite += other.num_nonfinite
-        self._counts += other._counts
+        pairs = zip(self._counts, other._counts, strict=True)
+        self._counts = [mine + theirs for mine, theirs in pairs]
         self._sum += other._sum
         self._exemplars.merge(other._exemplars)

@@ -182,13 +182,16 @@ def test_states_are_those_that_there_are() -> None:
 
 @each_board
 def test_rates_are_over_the_right_time(name: str) -> None:
-    """A rate over $__rate_interval alone, an increase over all of the time shown."""
+    """A rate over $__rate_interval alone, what is over all of the time shown over $__range."""
     for query in queries(name):
         for function, window in re.findall(r"\b(\w+)\([^()]*\[([^\]]*)\]", query.expr):
-            wanted = {"rate": "$__rate_interval", "increase": "$__range"}
+            whole = dict.fromkeys(("increase", "max_over_time"), "$__range")
+            wanted = {"rate": "$__rate_interval", **whole}
             assert wanted[function] == window, query.id
         counted = query.expr.count("[")
-        assert counted == len(re.findall(r"\b(?:rate|increase)\(", query.expr)), query.id
+        assert counted == len(re.findall(r"\b(?:rate|increase|max_over_time)\(", query.expr)), (
+            query.id
+        )
 
 
 @each_board

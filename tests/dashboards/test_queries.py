@@ -57,6 +57,27 @@ def text_of_pods() -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
+class Shrinking:
+    """A namespace of sidecars, of which some go."""
+
+    def __init__(self) -> None:
+        self.pods = ["s0", "s1", "s2"]
+
+    def text(self, _: str) -> tuple[str, bytes]:
+        """What is scraped of those that are there."""
+        lines = [
+            f'llm_internals_build_info{{namespace="shrinks",pod="{pod}",version="1"}} 1'
+            for pod in self.pods
+        ]
+        return TEXT, "\n".join([*lines, ""]).encode()
+
+
+@pytest.fixture(scope="module")
+def shrinking() -> Shrinking:
+    """Three of them."""
+    return Shrinking()
+
+
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[str]:
     """Where the exposition of pretended frames is scraped."""
@@ -67,7 +88,9 @@ def exporter() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def prometheus(
+    exporter: str, shrinking: Shrinking, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
     """One that scrapes the exporter, a fleet job that pages, and the pods of the verdict."""
     fleet = exposition(paged().job.get(), openmetrics=False).encode()
     with contextlib.ExitStack() as stack:
@@ -79,6 +102,7 @@ def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 {"namespace": "llm", "pod": "fleet-0"},
             ),
             Job("pods", [stack.enter_context(published(lambda _: (TEXT, text_of_pods())))]),
+            Job("shrinks", [stack.enter_context(published(shrinking.text))]),
         ]
         folder = tmp_path_factory.mktemp("prometheus")
         found = Prometheus(folder, jobs, (RULES,))
@@ -121,7 +145,7 @@ def test_every_variable_offers_something(
     """Namespaces, models, pods, layers in full, and phases."""
     found = options(prometheus, name, {**CHOSEN, "namespace": "llm"})
 
-    wanted = {"namespace": ["llm"], "model": [MODEL], "pod": [POD]}
+    wanted = {"namespace": ["llm", "shrinks"], "model": [MODEL], "pod": [POD]}
     wanted |= {"layer": [str(n) for n in range(NUM_LAYERS)], "phase": ["decode", "prefill"]}
     assert found == {each: wanted[each] for each in found}
 
@@ -195,3 +219,17 @@ def _samples(text: str) -> dict[str, float]:
 
 def _is_about_vllm(query: Query) -> bool:
     return any(name.startswith("vllm:") for name in query.names)
+
+
+def test_the_overview_counts_sidecars_that_are_gone(
+    prometheus: Prometheus, shrinking: Shrinking
+) -> None:
+    """None while all are scraped, one when one of three no longer is."""
+    expr = expr_of("overview: Sidecars gone A")
+    chosen = {**CHOSEN, "namespace": "shrinks", "pod": "s.*"}
+    build = filled_in('count(llm_internals_build_info{namespace="$namespace"})', chosen)
+    wait_for(lambda: value(prometheus, build, {}) == 3, "all are scraped", 60.0)
+    assert value(prometheus, expr, chosen) == 0
+    shrinking.pods.remove("s1")
+
+    wait_for(lambda: value(prometheus, expr, chosen) == 1, "one is gone", 60.0)

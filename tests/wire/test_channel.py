@@ -335,3 +335,19 @@ def test_a_linked_folder_is_refused_where_everybody_may_write(tmp_path: Path) ->
 
     with pytest.raises(ChannelError, match="SIDECAR_SOCKET"):
         Receiver(tmp_path / "link" / "ingest.sock")
+
+
+def test_what_nobody_takes_is_not_packed(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine without a sidecar pays for no frame; it is numbered and counted all the same."""
+    packed: list[Frame] = []
+    monkeypatch.setattr("sidecar.wire.channel.pack", lambda frame, _: packed.append(frame))
+    assert not sender.send(STATUS)
+    assert (sender.num_sent, sender.num_dropped, packed) == (1, 1, [])
+
+
+def test_what_is_there_is_read_without_waiting(receiver: Receiver, sender: Sender) -> None:
+    """A message that came before is the next one, even for a reader that does not wait."""
+    connect(sender, receiver)
+    eventually(lambda: sender.send(STATUS))
+    eventually(lambda: receiver.receive(0) is not None)
+    assert receiver.receive(0) is None

@@ -263,7 +263,7 @@ class CanaryChannel:
         worst = causes[0]
         since = [each.since_ns for each in causes if each.since_ns is not None and each.share >= 1]
         reason = (
-            f"the executed model changed: {judge.source} deviates {place}, most in {worst.stream} "
+            f"the executed model changed: {place}, {judge.source} deviates, most in {worst.stream} "
             f"at {worst.share:.1f} of its limit; {_REMEDY}"
         )
         since_ns = min(since, default=worst.since_ns or judge.judged_ns)
