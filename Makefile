@@ -87,7 +87,7 @@ runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: U
 	@$(BIN)/python -m dashboards.generate
 
 .PHONY: bench
-bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; some 25 minutes on 2 cores
+bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; under 30 minutes on 2 cores
 	@$(BIN)/python -m bench.overhead --rounds 8 --json build/bench/overhead.json
 	@$(BIN)/python -m bench.capacity --only ingest,sender,growth --results build/bench
 	@$(BIN)/python -m bench.capacity --only memory --quick --results build/bench

@@ -8,13 +8,14 @@ per stretch, stratum present and stream before deflating.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import StateError
-from sidecar.fold.drift.arrays import Pack, unpacked
+from sidecar.fold.drift.arrays import MAX_FIT_BYTES, Pack, unpacked
 from sidecar.fold.drift.window import Assembly
 
 Floats = NDArray[np.float64]
@@ -112,12 +113,13 @@ class Cells:
     def from_plain(cls, plain: Mapping[str, Any], num_streams: int, num_strata: int) -> Self:
         """What `to_plain` wrote; StateError when it is not of these streams and strata."""
         cells = cls(num_streams)
-        starts = unpacked(plain["start_ns"], "<i8", (None,))
+        of_fit = partial(unpacked, max_bytes=MAX_FIT_BYTES)
+        starts = of_fit(plain["start_ns"], "<i8", (None,))
         num = len(starts)
-        places = unpacked(plain["place"], "<i8", (num,))
-        num_rows = unpacked(plain["num_rows"], "<i8", (num,))
-        n = unpacked(plain["n"], "<u4", (num, num_streams)).astype(np.int64)
-        total = unpacked(plain["total"], "<f8", (num, num_streams))
+        places = of_fit(plain["place"], "<i8", (num,))
+        num_rows = of_fit(plain["num_rows"], "<i8", (num,))
+        n = of_fit(plain["n"], "<u4", (num, num_streams)).astype(np.int64)
+        total = of_fit(plain["total"], "<f8", (num, num_streams))
         if num and not (0 <= places.min() <= places.max() < num_strata):
             raise StateError(f"cells of strata beyond the {num_strata} of the plan")
         for i, start in enumerate(starts.tolist()):

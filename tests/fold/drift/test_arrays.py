@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sidecar.errors import StateError
-from sidecar.fold.drift.arrays import fingerprint, packed, unpacked
+from sidecar.fold.drift.arrays import MAX_BYTES, MAX_FIT_BYTES, fingerprint, packed, unpacked
+from sidecar.fold.drift.spread import NUM_BUCKETS
 
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 
@@ -70,6 +71,16 @@ def test_a_bomb_is_not_inflated() -> None:
     assert peak < 1 << 20
     with pytest.raises(StateError, match="at most"):
         unpacked({**bomb, "shape": [1 << 40]}, "<f8", (None,))
+
+
+def test_an_honest_array_is_bounded_too() -> None:
+    """What only merging reads may be larger than what a sidecar reads; the largest spread fits."""
+    large = {"type": "|b1", "shape": [MAX_BYTES + 1], "data": zlib.compress(bytes(MAX_BYTES + 1))}
+    with pytest.raises(StateError, match="at most"):
+        unpacked(large, "|b1", (None,))
+
+    assert len(unpacked(large, "|b1", (None,), MAX_FIT_BYTES)) == MAX_BYTES + 1
+    assert 8 * 100 * 640 * NUM_BUCKETS < MAX_BYTES
 
 
 def test_objects_are_not_packed() -> None:
