@@ -91,6 +91,7 @@ class Machine:
 
     def release(self) -> None:
         """Give back what the store keeps mounted, so that its folder can be removed."""
+        self.asked("buildah", "rm", "--all")  # those that builds in vain left behind
         self.asked("umount", FOLDER / "store" / "overlay")
 
 
