@@ -17,7 +17,7 @@ from sidecar.publish.traces.sampling import Decision, Sampler
 from sidecar.publish.traces.tracer import Tracer
 from sidecar.wire.frame import Body, Requests, pack
 from tests import fakes
-from tests.fakes import ENGINE, FRONTEND, LIMITS, FakeClock, FakeInbox, FakeSource
+from tests.fakes import ENGINE, FRONTEND, LIMITS, SECOND, FakeClock, FakeInbox, FakeSource
 from tests.publish import drifting
 from tests.publish.traces.spans import CALLER, UNSAMPLED_CALLER, FakeCarrier, is_balanced
 
@@ -240,3 +240,16 @@ def test_every_request_has_one_decision() -> None:
     assert sum(view.requests.values()) == 100
     assert view.account.finished == 100 - view.requests[Decision.UNSAMPLED]
     assert view.num_errors == 0
+
+
+def test_a_wall_clock_that_was_set_back_delays_no_span() -> None:
+    """What was read an hour ahead is waited for as long as anything else."""
+    life = Life()
+    wall_ns = life.clock() + 3600 * SECOND
+    record, done = fakes.request(ID), fakes.finished(ID[: -len("-0badcafe")], traceparent=CALLER)
+    life.tracer.hear(life.engine.frame(Requests([0, 1, 2], [record])), wall_ns)
+    life.tracer.hear(life.engine.frame(fakes.signatures(ID)), wall_ns)
+    life.tracer.hear(life.frontend.frame(fakes.serving(done)), wall_ns)
+    life.quiet()
+
+    assert sum(life.decisions().values()) == 1
