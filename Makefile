@@ -57,7 +57,7 @@ unit: setup tools ## unit tests only: some 10 minutes on 2 cores, no vLLM proces
 .PHONY: e2e
 e2e: setup tools ## tests on a real vLLM server only: two servers at a time, then what measures time
 	@export PATH="$(CURDIR)/.tools/bin:$$PATH"; failed=0; \
-	$(PYTEST) tests/e2e tests/image -m "not alone" --numprocesses 2 --dist loadgroup || failed=1; \
+	$(PYTEST) tests/e2e tests/image -m "not alone" --numprocesses 2 --dist loadgroup --no-loadscope-reorder || failed=1; \
 	$(PYTEST) tests/e2e -m alone || failed=1; \
 	exit $$failed
 
@@ -87,7 +87,7 @@ runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: U
 	@$(BIN)/python -m dashboards.generate
 
 .PHONY: bench
-bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; some 25 minutes on 2 cores
+bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; under 30 minutes on 2 cores
 	@$(BIN)/python -m bench.overhead --rounds 8 --json build/bench/overhead.json
 	@$(BIN)/python -m bench.capacity --only ingest,sender,growth --results build/bench
 	@$(BIN)/python -m bench.capacity --only memory --quick --results build/bench

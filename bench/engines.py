@@ -22,6 +22,7 @@ from bench.arms import Turn
 from bench.ratios import Taken
 from bench.report import progress
 
+ARM: Final = "bench.arm"  # the module that an engine's process runs
 _BLOCK_TOKENS: Final = 16
 _ROOM_TOKENS: Final = 288  # of each request: the longest workload and some more
 _MAX_AGE_SECONDS: Final = "3600"  # frames wait while their arm is stopped
@@ -148,7 +149,7 @@ class ArmProcess:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, "-m", "bench.arm", str(self._folder), str(placing.most)]
+        command = [sys.executable, "-m", ARM, str(self._folder), str(placing.most)]
         return self._popen([*command, arms.how(self.name)], environ)
 
     def _start_sidecar(self) -> str:

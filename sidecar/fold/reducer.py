@@ -131,6 +131,10 @@ class Reducer:
         """The latest signatures of `limit` requests, latest first."""
         return self._signatures.get(limit)
 
+    def canaries(self) -> dict[str, str]:
+        """`<prompt>@<round>` of the proven canaries whose signatures are held, by engine id."""
+        return self._signatures.canaries()
+
     def scans(self) -> list[Scanned]:
         """The scanned requests, latest first."""
         return self._scans.get()

@@ -53,6 +53,14 @@ class RecentSignatures:
         latest = reversed(self._held.values())
         return [signed for (signed, _), _ in zip(latest, range(limit), strict=False)]
 
+    def canaries(self) -> dict[str, str]:
+        """`<prompt>@<round>` of the proven canaries among them, by engine id of the request."""
+        return {
+            signed.signature.id: signed.signature.canary
+            for signed, _ in self._held.values()
+            if signed.signature.canary
+        }
+
     def _shared(self, layout: Layout) -> tuple[Layout, int]:
         """The layout heard last when it equals this one; and about its bytes in memory."""
         encoded = _ENCODER.encode(layout)

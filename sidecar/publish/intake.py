@@ -119,6 +119,11 @@ class Intake:
         with self._lock:
             return self._reducer.signatures(limit)
 
+    def canaries(self) -> dict[str, str]:
+        """`<prompt>@<round>` of the latest proven canaries, by engine id of their request."""
+        with self._lock:
+            return self._reducer.canaries()
+
     def scans(self) -> list[Scanned]:
         """The scanned requests, latest first."""
         with self._lock:

@@ -128,7 +128,8 @@ def requests(
     state: Shared, limit: Annotated[int | None, Query(ge=1, le=MAX_REQUESTS)] = None
 ) -> Response:
     """Tell the latest finished requests, latest first: `limit`, or up to 100 that fit."""
-    return json_reply(requests_answer(state.intake.requests(limit or DEFAULT_LIMIT), limit))
+    found = state.intake.requests(limit or DEFAULT_LIMIT)
+    return json_reply(requests_answer(found, limit, state.intake.canaries()))
 
 
 @api.get("/signatures", response_model=SignaturesAnswer)
@@ -150,7 +151,7 @@ def request_by_id(state: Shared, request_id: str) -> Response:
     if not found:
         detail = f"no finished request {request_id!r} among the last {MAX_REQUESTS}"
         raise Unanswerable(404, detail, "GET /v1/requests lists the ids known")
-    return json_reply(requests_answer(found))
+    return json_reply(requests_answer(found, canaries=state.intake.canaries()))
 
 
 def _scrape_seconds(header: str) -> float:

@@ -1,10 +1,13 @@
 """docs/deploy.md: what a stranger types exists."""
 
+import os
 import re
+import subprocess
 from typing import Any
 
 import yaml
 
+import sidecar
 from sidecar import cli
 from tests.deploy.chart import CHART, ROOT
 from tests.deploy.matrix import EXAMPLES
@@ -56,3 +59,24 @@ def test_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for command in re.findall(r"\bmake ([a-z]+)\b", PAGE):
         assert f"\n{command}:" in makefile or command in {"differ"}, command
+
+
+def test_the_image_has_one_name() -> None:
+    """What `make image` builds is what the page, Compose, the chart and the patches run."""
+    name = f"{VALUES['image']['repository']}:{sidecar.__version__}"
+    files = ("docker-compose.yml", "kustomize/sidecar/deployment.yaml")
+    files += ("kustomize/kserve/operations.yaml", "docs/deploy.md")
+    for file in files:
+        named = re.findall(r"\w[\w./-]*/sidecar:[\w.]+", (ROOT / file).read_text())
+        assert named
+        assert set(named) == {name}
+
+    told = subprocess.run(
+        [ROOT / "scripts" / "image.sh", "exporter"],
+        env={"PATH": os.environ["PATH"], "BUILDER": "echo"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert told.stdout.splitlines()[-1] == f"image: {name}"

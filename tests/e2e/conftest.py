@@ -1,59 +1,49 @@
 """Servers shared by the end-to-end tests. Each starts on first use and serves all tests after."""
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.e2e.checks import EVERYTHING
+from tests.e2e.groups import LONGEST, group_of
 from tests.e2e.harness import CANARY_SECRET, Stack, serving
 from tests.e2e.observatory import Observatory, Strike, observing
 from tests.e2e.prompts import Prompts
 
 LAST = ("observatory", "tampered")  # fixtures whose tests come last, in this order
-# Tests that share a server are run by one worker; those of `untapped` compare it with `bfloat16`.
-SHARED = {"float32": "float32", "bfloat16": "bfloat16", "untapped": "bfloat16"}
-OWN = ("served", "tensor", "pipeline", "data")  # fixtures with a server for each, or each parameter
-FIRST = ("float32", "bfloat16", "image")  # groups that take longest
+
+
+class Grouped(LoadScopeScheduling):
+    """Hands the tests of a group to one worker, with `--dist loadgroup`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Grouped | None:
+    """Ours knows the groups by the names of their tests."""
+    return Grouped(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests may run beside others, and which of them together.
+    """Put tests on the observatory last and alone, so that its traffic is beside no other's tests.
 
-    Tests on the observatory come last and alone (marked so), so that its traffic is beside no other
-    server's tests. After all of them come those that want its model tampered with: there is no way
-    back. All others have a group (`--dist loadgroup`), and the longest groups come first.
+    After all of them come those that want its model tampered with: there is no way back. Of all
+    others the groups that take longest come first.
     """
     for item in items:
         if _turn(item):
             item.add_marker("alone")
-        item.add_marker(pytest.mark.xdist_group(re.sub(r"[^\w.-]", "-", _group(item))))
-    items.sort(key=lambda item: (_turn(item), _group(item) not in FIRST))
+    items.sort(key=lambda item: (_turn(item), group_of(item.nodeid) not in LONGEST))
 
 
 def _turn(item: pytest.Item) -> int:
     wanted = getattr(item, "fixturenames", ())
     return max((turn for turn, name in enumerate(LAST, 1) if name in wanted), default=0)
-
-
-def _group(item: pytest.Item) -> str:
-    """The server that a test shares; the test itself when it starts its own; or else its file."""
-    wanted = getattr(item, "fixturenames", ())
-    if _turn(item):
-        return LAST[0]
-    if shared := next((group for name, group in SHARED.items() if name in wanted), None):
-        return shared
-    file = item.path.stem
-    if item.path.parent.name == "image" or file == "test_pod":
-        return "image"  # built once, in one store
-    if "launch" in wanted:
-        return f"{file}-{item.name}"
-    if own := next((name for name in OWN if name in wanted), None):
-        given = getattr(item, "callspec", None)
-        return f"{file}-{own}-{given.params.get(own, '') if given else ''}"
-    return file
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,6 @@ class Stack:
     of a node do: what one has compiled, another with the same settings need not, and which classes
     a model has is found out once. A test about compiling has one of its own.
     metrics_file: which series the sidecar shows; None is what it shows by itself.
-    python: which one runs vLLM. engine_environ: what vLLM alone is told.
     """
 
     folder: Path
@@ -160,8 +159,6 @@ class Stack:
     model: Path = MODEL
     metrics_file: Path | None = EVERY_SERIES
     environ: dict[str, str] = field(default_factory=dict)
-    python: str = sys.executable
-    engine_environ: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +208,7 @@ class Stack:
 
     def start_engine(self) -> None:
         """Start vLLM, and wait until it serves."""
-        command = [self.python, "-m", "vllm.entrypoints.openai.api_server"]
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", str(self.model), "--served-model-name", "tiny"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", self.dtype]
         command += ["--max-model-len", "1024", "--enable-prompt-tokens-details", *self.args]
@@ -219,8 +216,7 @@ class Stack:
             command += ["--max-num-seqs", "64"]
         if "--max-num-batched-tokens" not in self.args:
             command += ["--max-num-batched-tokens", str(BATCH_TOKENS)]
-        environ = self._environ() | self.engine_environ
-        self.engine = Process(command, environ, self.folder / "vllm.log")
+        self.engine = Process(command, self._environ(), self.folder / "vllm.log")
         engine = self.engine
 
         def serves() -> bool:

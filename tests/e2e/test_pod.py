@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import sidecar
 from tests.e2e import pods
 from tests.e2e.harness import get_status, wait_for
 from tests.e2e.pods import BESIDE, ENGINE, METRICS, PYTHON, Pod
@@ -43,8 +44,14 @@ def received(pod: Pod) -> int:
 
 def test_frames_reach_the_sidecar_through_the_shared_socket(pod: Pod) -> None:
     """Of every layer of a completion that the pod's vLLM served, with the tap proven alive."""
-    assert pod.complete(8)["usage"]["completion_tokens"] == 8
+    served = pod.complete(8)
+    usage = served["usage"]
+    coverage = wait_for(lambda: pod.coverage(served["id"]), "a record of the request", 120)
 
+    assert usage["completion_tokens"] == 8
+    # All that was computed: the last token that comes out does not go in again.
+    observed = sum(sum(rows.values()) for rows in coverage["observed"].values())
+    assert observed == usage["prompt_tokens"] + 7
     wait_for(lambda: pod.source().get("state") == "live", "the tap is live", 120)
     live = 'llm_internals_tap_live{source="engine-dp0-pp0-tp0"} 1'
     wait_for(lambda: live in pod.metrics(), "the gauge says so", 60)
@@ -59,7 +66,7 @@ def test_the_tap_is_the_one_that_was_laid(pod: Pod) -> None:
     program = f"{PYTHON}/bin/python3"
     told = pod.execute(ENGINE, program, "-c", WHERE).split()
 
-    assert told[0] == "/opt/llm-internals/sidecar/__init__.py"
+    assert told == ["/opt/llm-internals/sidecar/__init__.py", sidecar.__version__]
 
 
 def test_both_run_with_the_rights_of_the_restricted_standard(pod: Pod) -> None:

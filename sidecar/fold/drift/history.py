@@ -38,15 +38,24 @@ class History:
         self._held: deque[Change] = deque(maxlen=max_changes)
         self._states: dict[str, ChannelState] = {}
         self._num = 0
+        self._since_ns: int | None = None
+
+    @property
+    def since_ns(self) -> int | None:
+        """From when on every change is held; None before the first update."""
+        return self._since_ns
 
     def update(self, verdicts: Iterable[Verdict], now_ns: int) -> bool:
         """Take how channels stand now; whether any has changed. Each begins by collecting."""
         before = self._num
+        self._since_ns = now_ns if self._since_ns is None else self._since_ns
         for verdict in verdicts:
             state = self._states.get(verdict.channel, ChannelState.COLLECTING)
             if verdict.state is not state:
                 self._states[verdict.channel] = verdict.state
                 self._num += 1
+                if len(self._held) == self._held.maxlen:
+                    self._since_ns = self._held[0].t_ns
                 self._held.append(_change(self._num, now_ns, state, verdict))
         return self._num > before
 
@@ -58,6 +67,7 @@ class History:
         """Everything that goes on after a restart, msgpack-able."""
         return {
             "num": self._num,
+            "since_ns": self._since_ns,
             "states": {name: str(state) for name, state in self._states.items()},
             "held": [
                 {**each._asdict(), "causes": [list(cause) for cause in each.causes]}
@@ -71,9 +81,12 @@ class History:
             states = {str(k): ChannelState(v) for k, v in exported["states"].items()}
             held = [_read(each) for each in exported["held"]]
             num = int(exported["num"])
+            since_ns = exported.get("since_ns")  # a release before kept none
+            since_ns = None if since_ns is None else int(since_ns)
         except UNREADABLE as error:
             raise StateError(f"no history of verdicts: {error!r}") from error
         self._states, self._num = states, num
+        self._since_ns = since_ns if since_ns is not None or not held else held[0].t_ns
         self._held.extend(held)
 
 

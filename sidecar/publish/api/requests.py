@@ -4,7 +4,7 @@ Guarantees: every number is the one that was told, at full float64 precision; wh
 is null; an answer is bounded, and says how many requests it leaves out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -88,6 +88,7 @@ class RequestAnswer(BaseModel):
     tables: by group, the cells that have rows.
     aborted: its client hung up; `serving` then stays null.
     trace_id: of the trace that its caller named (W3C); empty when it named none.
+    canary: `<prompt>@<round>` of a proven canary; empty for others, and without its signature.
     """
 
     id: str
@@ -104,6 +105,7 @@ class RequestAnswer(BaseModel):
     nonfinite: list[int]
     tables: dict[str, list[TableCell]]
     trace_id: str
+    canary: str
     serving: FinishedAnswer | None
 
 
@@ -114,18 +116,24 @@ class RequestsAnswer(BaseModel):
     num_left_out: int
 
 
-def requests_answer(measured: Sequence[Measured], limit: int | None = None) -> RequestsAnswer:
+def requests_answer(
+    measured: Sequence[Measured],
+    limit: int | None = None,
+    canaries: Mapping[str, str] | None = None,
+) -> RequestsAnswer:
     """As many of the first of `measured` as fit, with all raw sums.
 
+    canaries: `<prompt>@<round>` by engine id, of those that are canaries.
     Raises Unanswerable when a client asked for `limit` of them, and fewer fit.
     """
     kept = portion(measured, _num_numbers, limit)
     return RequestsAnswer(
-        requests=[_request(each) for each in kept], num_left_out=len(measured) - len(kept)
+        requests=[_request(each, (canaries or {}).get(each.request.id, "")) for each in kept],
+        num_left_out=len(measured) - len(kept),
     )
 
 
-def _request(measured: Measured) -> RequestAnswer:
+def _request(measured: Measured, canary: str) -> RequestAnswer:
     request = measured.request
     moments = Arrays.unpack(request.moments, len(measured.layers))
     return RequestAnswer(
@@ -147,6 +155,7 @@ def _request(measured: Measured) -> RequestAnswer:
         nonfinite=moments.nonfinite.tolist(),
         tables=_tables(request.tables),
         trace_id=_trace_id(measured.traceparent),
+        canary=canary,
         serving=_finished(measured.serving),
     )
 

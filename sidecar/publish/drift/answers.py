@@ -82,9 +82,11 @@ class ChangeAnswer(BaseModel):
 class HistoryAnswer(BaseModel):
     """Changes of verdicts, the oldest first; kept over a restart where SIDECAR_STATE_DIR is set.
 
-    now: the state of each channel that is configured.
+    now: the state of each channel that is configured. complete_ns: from when on all changes are
+    told; null before anything was judged.
     """
 
+    complete_ns: int | None
     changes: list[ChangeAnswer]
     now: dict[str, ChannelState]
 
@@ -237,6 +239,7 @@ def channel_answer(view: ChannelView) -> ChannelAnswer:
 def history_answer(view: DriftView, after: int = 0) -> HistoryAnswer:
     """The changes with a number beyond `after`."""
     return HistoryAnswer(
+        complete_ns=view.complete_ns,
         changes=[change_answer(each) for each in view.history if each.number > after],
         now={c.verdict.channel: c.verdict.state for c in view.channels if c.is_configured},
     )

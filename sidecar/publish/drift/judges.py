@@ -110,7 +110,7 @@ class DriftView(NamedTuple):
     num_errors: exceptions outside of the channels.
     windows: closed ones, the oldest first; forgotten: cursor of the last one no longer held.
     keeping: what is wrong with keeping the state over a restart; "" when all is well.
-    history: changes of verdicts, the oldest first.
+    history: changes of verdicts, the oldest first; all there were since complete_ns.
     """
 
     now_ns: int
@@ -130,6 +130,7 @@ class DriftView(NamedTuple):
     keeping: str = ""
     recording: Recording | None = None
     history: tuple[Change, ...] = ()
+    complete_ns: int | None = None
 
 
 class Judges:
@@ -203,6 +204,7 @@ class Judges:
             num_errors=self.num_errors,
             recording=self._recording(),
             history=self._history.get(),
+            complete_ns=self._history.since_ns,
         )
 
     def acknowledge(self, name: str, now_ns: int) -> ChannelView:

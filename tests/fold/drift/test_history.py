@@ -77,3 +77,19 @@ def test_what_is_foreign_is_refused_whole(foreign: object) -> None:
         history.restore(foreign)
 
     assert history.get() == before
+
+
+def test_it_says_since_when_it_is_complete() -> None:
+    """Since the first look, over a restart too; once changes were forgotten, since the last one."""
+    history = History(max_changes=2)
+    assert history.since_ns is None
+    for t_ns in range(1, 7):
+        history.update([verdict(ARMED if t_ns % 2 else PAGE)], t_ns)
+    again = History(max_changes=2)
+    again.restore(history.export())
+    again.update([verdict(PAGE)], 9)
+    first = told(COLLECTING, COLLECTING)
+
+    assert first.since_ns is not None
+    assert first.get()[0].t_ns >= first.since_ns
+    assert history.since_ns == again.since_ns == 4

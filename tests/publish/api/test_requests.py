@@ -8,8 +8,9 @@ from sidecar.publish.api.problems import Unanswerable
 from sidecar.publish.api.requests import requests_answer
 from sidecar.wire.frame import Cells, Requests
 from sidecar.wire.signals import GROUPS
+from sidecar.wire.synthetic import SyntheticEngine
 from tests import fakes
-from tests.fakes import FRONTEND, FakeSource, reduced
+from tests.fakes import FRONTEND, NOW, FakeSource, reduced
 from tests.publish.plain import plain
 
 
@@ -58,6 +59,22 @@ def test_what_a_request_lacks_is_null() -> None:
     assert rms["max"] == [None, None]
     assert rms["mean"][0] is None
     assert told["serving"] is None
+
+
+def test_a_canary_is_told_as_such() -> None:
+    """By its signature, where that is held; another request has no word about it."""
+    source, engine = FakeSource(), SyntheticEngine()
+    signed = engine.signatures(2, NOW)
+    requests = engine.requests(2, NOW)
+    signed.signatures[0].canary = "p1@1790000000000"
+    signed.signatures[0].id = requests.requests[0].id
+    reducer = reduced(source.frame(requests), source.frame(signed))
+    told = plain(requests_answer(reducer.requests(9), canaries=reducer.canaries()))["requests"]
+
+    assert {each["id"]: each["canary"] for each in told} == {
+        requests.requests[0].id: "p1@1790000000000",
+        requests.requests[1].id: "",
+    }
 
 
 def test_every_table_of_a_request_is_told_in_full() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.wire.channel import Sender
-from sidecar.wire.frame import Body, Source
+from sidecar.wire.frame import Body, Signatures, Source
 from sidecar.wire.synthetic import SyntheticEngine
 
 SECOND = 10**9
@@ -31,6 +31,13 @@ class SwellingEngine(SyntheticEngine):
         values = super()._values(num_rows, first)
         values[:, self.layers, 0] *= self.swelling
         return values
+
+    def signatures(self, num_requests: int = 1, t_ns: int = 0) -> Signatures:
+        """Every fourth request is a known-safe prompt that the sidecar sent itself."""
+        body = super().signatures(num_requests, t_ns)
+        for number, each in enumerate(body.signatures, self.num_requests - num_requests + 1):
+            each.canary = f"p1@{t_ns // 1_000_000}" if number % 4 == 0 else ""
+        return body
 
     def poison(self, layer: int, num_values: int = 3) -> None:
         """NaN elements are seen after a layer."""

@@ -120,9 +120,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(live: Live, browser: Browser) -> Iterator[Page]:
-    """The page once its heatmap is drawn; whatever a test does, nothing may be wrong with it."""
+    """The page once its heatmap is drawn and points at what moved most; whatever a test does,
+    nothing may be wrong with it."""
     with browsers.opened(browser, live.served.api_url) as (made, seen):
         made.wait_for_function("() => performance.getEntriesByName('heatmap').length > 0")
+        made.wait_for_selector(f"#heat-readout:has-text('Layer {BAD_LAYER}, ')")
         yield made
         assert seen.complaints == []
         assert seen.foreign == []
@@ -169,6 +171,56 @@ def test_what_moved_most_is_named_with_its_layer(page: Page) -> None:
     assert "canary" in text(page, "#drift-figure details summary")  # and what is not set up
 
 
+def test_the_picture_of_layers_opens_on_what_moved_most(page: Page) -> None:
+    """The layer of the foremost cause is pointed at, with the address as it was."""
+    assert text(page, "#heat-readout").startswith(f"Layer {BAD_LAYER}, ")
+    assert page.evaluate("() => location.search") == ""
+
+
+def test_a_choice_in_the_address_is_not_overruled(live: Live, browser: Browser) -> None:
+    """Whoever was sent a view sees that view."""
+    url = f"{live.served.api_url}/ui/?signal=block_influence"
+    with browsers.opened(browser, live.served.api_url) as (page, _):
+        page.goto(url)
+        page.wait_for_selector("#causes td")
+        assert page.eval_on_selector("#layers-tools select", "e => e.value") == "block_influence"
+
+
+def test_nothing_is_drawn_of_the_time_before_the_sidecar(page: Page) -> None:
+    """It began minutes ago, and an hour is shown: no bar reaches back to the left edge."""
+    page.wait_for_selector("#drift-figure rect[data-state]", state="attached")
+    edges = page.eval_on_selector_all(
+        "#drift-figure rect[data-state]", "all => all.map(e => Number(e.getAttribute('x')))"
+    )
+
+    assert min(edges) > 90  # names take 84 pixels
+
+
+def test_canaries_are_marked_among_requests(page: Page) -> None:
+    """Every fourth request here was sent by the sidecar itself; others bear no mark."""
+    page.wait_for_selector("#requests-table .mark-of")
+    marked = page.locator("#requests-table .mark-of").count()
+
+    assert 1 <= marked <= 4
+    assert page.locator("#requests-table tbody tr").count() > marked
+
+
+def test_a_theme_changes_every_colour(page: Page) -> None:
+    """Canvases have colours of one theme each, out of a stylesheet that tells both at once."""
+    reads = (
+        "() => import('./js/colours.js').then(({colour}) => [colour('--ink'), colour('--page')])"
+    )
+    page.evaluate("() => { document.documentElement.dataset.theme = 'light' }")
+    light = page.evaluate(reads)
+    page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
+    dark = page.evaluate(reads)
+
+    assert (light, dark) == (
+        ["rgb(31, 41, 51)", "rgb(179, 38, 30)"],
+        ["rgb(228, 232, 236)", "rgb(255, 130, 120)"],
+    )
+
+
 def test_a_cell_tells_the_value_that_the_api_tells(live: Live, page: Page) -> None:
     """Reached by keyboard: layer, time, value and deviation of a column of the timeline."""
     page.focus("#heat")
@@ -178,7 +230,7 @@ def test_a_cell_tells_the_value_that_the_api_tells(live: Live, page: Page) -> No
     for _ in range(20):
         page.keyboard.press("Shift+ArrowRight")  # 200 columns: among those told second by second
     for _ in range(3):
-        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")  # from where the picture opened
     told = text(page, "#heat-readout")
     found = re.fullmatch(
         r"Layer (\d+), (.*\d\d:\d\d:\d\d): residual rms ([\d.]+), deviation ([+-][\d.]+),"
@@ -187,12 +239,12 @@ def test_a_cell_tells_the_value_that_the_api_tells(live: Live, page: Page) -> No
     )
 
     assert found, told
-    assert int(found[1]) == NUM_LAYERS - 4
+    assert int(found[1]) == BAD_LAYER - 3
     columns = live.get("timeline?signal=residual_rms")["columns"]
     by_time = {f"{datetime.fromtimestamp(c['t_ns'] // SECOND, UTC):%H:%M:%S}": c for c in columns}
     column = by_time[found[2][-8:]]
-    assert float(found[3]) == pytest.approx(column["values"][NUM_LAYERS - 4], rel=0.005)
-    assert float(found[4]) == pytest.approx(column["z"][NUM_LAYERS - 4], abs=0.3)
+    assert float(found[3]) == pytest.approx(column["values"][BAD_LAYER - 3], rel=0.005)
+    assert float(found[4]) == pytest.approx(column["z"][BAD_LAYER - 3], abs=0.3)
     assert int(found[5]) == column["rows"]
 
 

@@ -27,8 +27,18 @@ export function theme() {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
-/** A custom property of the stylesheet, such as `--ink`. */
+/** A custom property of the stylesheet that is no colour, such as `--sans`. */
 export const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+const probe = document.createElement("i");
+probe.hidden = true;
+
+/** A colour of the stylesheet in the theme in force, such as `--ink`, as a canvas understands it. */
+export function colour(name) {
+  if (!probe.isConnected) document.body.append(probe);
+  probe.style.color = `var(${name})`; // the property itself holds the colours of both themes
+  return getComputedStyle(probe).color;
+}
 
 /** 256 colours of a ramp as pixels (little-endian RGBA), and the pixel of what is missing. */
 export function ramp(kind) {

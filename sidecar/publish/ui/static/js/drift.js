@@ -1,6 +1,6 @@
 // The section on drift: which state each channel was in over time, and which streams moved most.
-// Guarantee: what is drawn is what /v1/drift and its history tell; before the first change that is
-// kept, the state is the one from which it changed.
+// Guarantee: what is drawn is what /v1/drift and its history tell; nothing is drawn of the time before
+// which changes are no longer, or not yet, known.
 
 import { badge, chooser, table, tableSwitch } from "./controls.js";
 import { byId, fill, h, svg } from "./dom.js";
@@ -22,6 +22,7 @@ export class DriftSection {
     Object.assign(this, { settings, link, onShow });
     this.drift = null;
     this.changes = [];
+    this.completeNs = null;
     this.span = chooser("Span", (hours) => settings.set("hours", hours));
     const toTable = tableSwitch(byId("drift-figure"), byId("drift-table"), () => this.show());
     fill(byId("drift-tools"), this.span.node, toTable);
@@ -34,10 +35,17 @@ export class DriftSection {
     this.show();
   }
 
-  /** An answer of /v1/drift/history, the oldest change first. */
-  takeChanges(changes) {
+  /** An answer of /v1/drift/history: its changes, and since when they are all that there were. */
+  takeChanges({ changes, complete_ns: completeNs }) {
+    this.completeNs = completeNs;
     this.changes = [...changes].sort((a, b) => a.t_ns - b.t_ns);
     this.show();
+  }
+
+  /** The foremost cause that has a layer, of the channel that found most: {signal, phase, layer}. */
+  get topCause() {
+    const cause = this.#worst(isAlarmed)?.causes.find(({ layer }) => layer !== null);
+    return cause ? { signal: picturedBy(cause), phase: cause.phase, layer: cause.layer } : null;
   }
 
   /** Layers whose streams passed their limit, of channels that found something. */
@@ -85,7 +93,8 @@ export class DriftSection {
     const before = changes.filter((change) => change.t_ns <= fromNs).at(-1);
     const within = changes.filter((change) => change.t_ns > fromNs);
     const start = before?.to ?? within[0]?.from ?? channel.state;
-    const points = [{ state: start, from: fromNs, reason: before?.reason ?? "" },
+    const startNs = Math.max(fromNs, Math.min(this.completeNs ?? toNs, within[0]?.t_ns ?? toNs));
+    const points = [{ state: start, from: before ? fromNs : startNs, reason: before?.reason ?? "" },
       ...within.map((change) => ({ state: change.to, from: change.t_ns, reason: change.reason }))];
     return points.map((point, at) => ({ ...point, to: points[at + 1]?.from ?? toNs })).filter(({ state }) => state);
   }
@@ -101,8 +110,7 @@ export class DriftSection {
   }
 
   #showCauses() {
-    const told = this.drift.channels.filter((channel) => channel.is_configured && channel.causes.length);
-    const worst = told.sort((a, b) => rank(b) - rank(a) || (b.level ?? 0) - (a.level ?? 0))[0];
+    const worst = this.#worst();
     const place = byId("causes");
     if (!worst) {
       fill(place, h("p", { class: "quiet" }, "Nothing moved towards a limit."));
@@ -117,10 +125,16 @@ export class DriftSection {
     fill(place, h("p", { class: "quiet", title: worst.reason }, badge(worst.state, worst.channel), ` ${worst.state}`), table("What moved most", columns, rows));
   }
 
+  /** Of the channels that tell causes, and are as asked for, the one that found most. */
+  #worst(isWanted = () => true) {
+    const told = (this.drift?.channels ?? []).filter((each) => each.is_configured && each.causes.length && isWanted(each));
+    return told.sort((a, b) => rank(b) - rank(a) || (b.level ?? 0) - (a.level ?? 0))[0];
+  }
+
   /** A cause in words; where the picture of layers can show it, a button that does. */
   #signalOf(cause) {
     const text = words([cause.signal || cause.stream, cause.phase].filter(Boolean).join(", "));
-    const signal = cause.layer === null ? null : PICTURED.find(([pattern]) => pattern.test(cause.signal))?.[1];
+    const signal = cause.layer === null ? null : picturedBy(cause);
     if (!signal) return text;
     const show = () => this.onShow(signal, cause.phase, cause.layer);
     return h("button", { type: "button", class: "link-like", title: "Show it over time", on: { click: show } }, text);
@@ -151,6 +165,7 @@ function notSetUp(channels) {
   return h("details", { open: isOpen }, h("summary", {}, `Not set up: ${names}`), h("ul", { class: "quiet" }, list));
 }
 
+const picturedBy = ({ signal }) => PICTURED.find(([pattern]) => pattern.test(signal))?.[1] ?? null;
 const RANKS = ["collecting", "armed", "ticket", "page"];
 const rank = ({ state }) => RANKS.indexOf(state);
 const isAlarmed = ({ state }) => state === "ticket" || state === "page";

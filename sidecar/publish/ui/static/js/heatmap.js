@@ -2,7 +2,7 @@
 // Guarantee: one paint of 80 rows by 600 columns is far below a frame of 16 ms; pointing at a cell
 // paints nothing. It knows nothing of layers, time or the API: who uses it names rows and columns.
 
-import { STEPS, token } from "./colours.js";
+import { colour, STEPS, token } from "./colours.js";
 
 const MARGIN = { left: 46, right: 2, top: 4, bottom: 24 };
 const TICK_PIXELS = 14; // least distance between two labels of rows
@@ -101,7 +101,7 @@ export class Heatmap {
     context.clearRect(0, 0, this.canvas.clientWidth, this.canvas.clientHeight);
     context.imageSmoothingEnabled = false;
     context.drawImage(this.source, x, y, width, height);
-    context.strokeStyle = token("--line");
+    context.strokeStyle = colour("--line");
     context.strokeRect(x - 0.5, y - 0.5, width + 1, height + 1);
     this.#label(context);
   }
@@ -109,7 +109,7 @@ export class Heatmap {
   #label(context) {
     const { numRows, numColumns, rowLabels, columnTicks } = this.picture;
     const { x, y, width, height } = this.plot;
-    context.fillStyle = token("--muted");
+    context.fillStyle = colour("--muted");
     context.font = `11px ${token("--sans")}`;
     context.textBaseline = "middle";
     context.textAlign = "right";

@@ -68,6 +68,13 @@ export class LayersSection {
     this.show();
   }
 
+  /** The page has just been opened: show the foremost cause, unless somebody chose what to see. */
+  openOn({ signal, phase, layer }) {
+    this.wanted = layer;
+    const isNews = this.settings.suggest({ ...(signal ? { signal } : {}), ...(signal && phase ? { phase } : {}) });
+    if (!isNews) this.show();
+  }
+
   /** Show a signal of a phase, with the cursor on a layer as soon as its picture is there. */
   showCause(signal, phase, layer) {
     this.wanted = layer;

@@ -4,7 +4,7 @@
 
 import { CAPACITY } from "./columns.js";
 import { table, tableSwitch } from "./controls.js";
-import { token } from "./colours.js";
+import { colour, token } from "./colours.js";
 import { byId, fill, h } from "./dom.js";
 import { duration, number, time, words } from "./format.js";
 import uPlot from "../vendor/uPlot.esm.js";
@@ -163,7 +163,7 @@ function readings(plot, names, unit) {
   const told = names.map((name, line) => {
     const values = plot.data[line + 1];
     const swatch = h("i");
-    swatch.style.borderColor = token(COLOURS[line]);
+    swatch.style.borderColor = colour(COLOURS[line]);
     const value = at === null ? latest(values) : values[at];
     const text = unit === "seconds" ? duration(value) : number(value);
     return h("span", {}, swatch, names.length > 1 ? shortName(name) : null, h("b", {}, text));
@@ -172,7 +172,7 @@ function readings(plot, names, unit) {
 }
 
 function optionsOf(names, width) {
-  const axis = { stroke: () => token("--muted"), font: `11px ${token("--sans")}`, grid: { stroke: () => token("--grid"), width: 1 }, ticks: { show: false } };
+  const axis = { stroke: () => colour("--muted"), font: `11px ${token("--sans")}`, grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { show: false } };
   return {
     width,
     height: HEIGHT,
@@ -186,7 +186,7 @@ function optionsOf(names, width) {
     series: [
       {},
       ...names.map((_, at) => ({
-        stroke: token(COLOURS[at % COLOURS.length]),
+        stroke: colour(COLOURS[at % COLOURS.length]),
         width: 1.5,
         dash: at === 1 ? [5, 3] : undefined,
         points: { show: false },

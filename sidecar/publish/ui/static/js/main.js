@@ -23,11 +23,12 @@ const lines = new LinesSection();
 const requests = new RequestsSection(link);
 let isPaused = false;
 let standingOut = [];
+let isOpened = false;
 
 const watchers = {
   status: new Watcher({ seconds: 2, ask: () => link.get("status"), take: takeStatus }),
   drift: new Watcher({ seconds: 4, ask: () => link.get("drift"), take: takeDrift }),
-  history: new Watcher({ seconds: 10, ask: () => link.get("drift/history"), take: (answer) => drift.takeChanges(answer.changes) }),
+  history: new Watcher({ seconds: 10, ask: () => link.get("drift/history"), take: (answer) => drift.takeChanges(answer) }),
   signals: new Watcher({ seconds: 20, ask: () => link.get("timeline/signals"), take: (answer) => layers.offer(answer.signals, answer.sources) }),
   columns: new Watcher({ seconds: 1, ask: async () => (layers.isStill ? null : link.get("timeline", layers.question())), take: (answer) => answer && layers.take(answer), refuse: (error) => layers.refuse(error) }),
   lines: new Watcher({ seconds: 2, ask: () => link.get("timeline/lines", lines.question()), take: (answer) => lines.take(answer), refuse: (error) => lines.refuse(error) }),
@@ -47,6 +48,9 @@ function takeStatus(status) {
 function takeDrift(answer) {
   showWatchers(answer);
   drift.take(answer);
+  // Once: a picture that somebody looks at is not exchanged for another.
+  if (!isOpened && !isPaused && drift.topCause) layers.openOn(drift.topCause);
+  isOpened = true;
 }
 
 function onChoice(name) {

@@ -70,7 +70,7 @@ export class RequestsSection {
     const { serving } = request;
     const cached = serving?.cached_tokens ? ` (${number(serving.cached_tokens)} cached)` : "";
     return [
-      time(request.end_ns), h("code", { title: request.id }, shortId(request.id)),
+      time(request.end_ns), [h("code", { title: request.id }, shortId(request.id)), canaryMark(request)],
       `${number(request.num_prompt_tokens)}${cached}`, number(serving?.generated_tokens),
       duration(serving?.time_to_first_token), duration(serving?.e2e),
       number(meanOf(request, "confidence", "entropy")), percent(meanOf(request, "confidence", "top1_probability")),
@@ -126,7 +126,7 @@ function factsOf(request) {
     ["Source", request.source], ["Finished", time(request.end_ns)], ["In all", duration(serving?.e2e)],
     ["Queue", duration(serving?.queue)], ["Time per token", duration(serving?.time_per_output_token)],
     ["Rows measured", number(observed)], ["From the prefix cache", number(coverage.prefix_cached)],
-    ["Adapter", request.adapter || "none"],
+    ["Adapter", request.adapter || "none"], ...(request.canary ? [["Canary", request.canary]] : []),
   ];
 }
 
@@ -148,6 +148,10 @@ function meanOf(request, group, signal) {
   const cells = (request.tables[group] ?? []).filter((cell) => cell.labels.phase !== "prefill");
   const count = sum(cells.map((cell) => cell.count));
   return count ? sum(cells.map((cell) => cell.signals[signal].mean * cell.count)) / count : null;
+}
+
+function canaryMark({ canary }) {
+  return canary ? h("span", { class: "mark-of", title: `A known-safe prompt that the sidecar sent itself: ${canary}` }, "canary") : null;
 }
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
