@@ -71,6 +71,7 @@ class SourceState:
         self._stale_ns = stale_ns
         self._heard_ns = 0
         self._contested_ns = 0
+        self._stamp_ns = 0  # of the last frame used: what a new life must be later than
         self._retired: deque[str] = deque(maxlen=_MAX_RETIRED)
         self._life = _Life("")
 
@@ -90,6 +91,8 @@ class SourceState:
         self.arrived_ns = now_ns
         if not stale:
             self._heard_ns = now_ns
+            # What was on its way when the clock was set back is stamped ahead of its time.
+            self._stamp_ns = min(header.t_ns, now_ns)
             self._life.take(frame)
         return None
 
@@ -117,7 +120,7 @@ class SourceState:
         self.arrived_ns -= by_ns
         self._contested_ns -= by_ns if self._contested_ns else 0
         self._heard_ns -= by_ns if self._heard_ns else 0
-        self._life.t_ns -= by_ns if self._life.t_ns else 0
+        self._stamp_ns -= by_ns if self._stamp_ns else 0
 
     def point(self, exemplar: Exemplar) -> None:
         """Take the exemplar of the confidence of a request that it measured."""
@@ -126,7 +129,7 @@ class SourceState:
     def _is_superseded(self, header: Header, now_ns: int) -> bool:
         if header.boot == self._life.boot or not self._is_fresh(now_ns):
             return False
-        return header.boot in self._retired or header.t_ns <= self._life.t_ns
+        return header.boot in self._retired or header.t_ns <= self._stamp_ns
 
     def _is_fresh(self, now_ns: int) -> bool:
         return bool(self._heard_ns) and now_ns - self._heard_ns <= self._stale_ns

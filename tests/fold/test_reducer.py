@@ -280,3 +280,13 @@ def test_an_engine_that_begins_anew_after_the_clock_was_set_back_is_heard() -> N
 
     assert reducer.update(FakeSource(boot="boot-two").frame(fakes.live(), now), now)
     assert reducer.get(now).sources[0].boot == "boot-two"
+
+
+def test_a_frame_that_was_on_its_way_when_the_clock_was_set_back_bars_no_new_life() -> None:
+    """Stamped an hour ahead, it is the last of an engine that begins anew a second later."""
+    source, then = FakeSource(boot="boot-one"), NOW - 3600 * SECOND
+    reducer = reduced(source.frame(fakes.live()))
+    reducer.update(source.frame(fakes.live(), NOW), then)
+    now = then + SECOND
+
+    assert reducer.update(FakeSource(boot="boot-two").frame(fakes.live(), now), now)

@@ -422,3 +422,40 @@ def test_a_signal_ends_it_while_canaries_wait_for_an_answer(
     assert told["canary"]["is_configured"]
     assert told["canary"]["state"] == "collecting"
     assert (tmp_path / "state" / "drift.snapshot").exists()
+
+
+def test_it_starts_before_everything_that_it_is_told_of(
+    serve: Callable[..., Served], path: Path, tmp_path: Path
+) -> None:
+    """No engine, receiver, baseline or model is there yet: it is up, and hears what comes."""
+    key, source = tmp_path / "key", tmp_path / "source.json"
+    key.write_bytes(b"0123456789abcdef")
+    nowhere = "http://127.0.0.1:9"
+    served = serve(
+        *("--state-dir", str(tmp_path / "not" / "yet")),
+        *("--otlp-endpoint", nowhere, "--otlp-metrics-seconds", "1"),
+        *("--canary-url", nowhere, "--canary-key-file", str(key)),
+        *("--baseline-source-file", str(source), "--baseline-file", str(tmp_path / "chat")),
+    )
+    assert served.get(f"{served.metrics_url}/healthz") == (200, "ok\n")
+    assert served.get(f"{served.metrics_url}/readyz")[0] == 503
+    engine, tap = SyntheticEngine(), Sender(path, Source("engine"))
+    eventually(lambda: tap.send(engine.status()))
+    eventually(lambda: len(served.status()["sources"]) == 1)
+    tap.close()
+
+    assert served.stop() == 0
+
+
+def test_an_engine_that_was_there_first_is_heard(serve: Callable[..., Served], path: Path) -> None:
+    """What it sent before is counted as lost, and nothing that it hands over afterwards is."""
+    engine, tap = SyntheticEngine(), Sender(path, Source("engine"))
+    assert [tap.send(engine.status()) for _ in range(3)] == [False] * 3
+    served = serve()
+    eventually(lambda: tap.send(engine.status()))
+    eventually(lambda: served.status()["sources"] != [])
+    (source,) = served.status()["sources"]
+    tap.close()
+
+    assert source["frames_lost"]["dropped"] == tap.num_dropped >= 3
+    assert source["frames_received"] == tap.num_sent - tap.num_dropped == 1
