@@ -11,8 +11,9 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
+
+from bench.observed import device_bytes, hook_every_layer
 
 MAX_TOKENS_A_STEP = 2048
 
@@ -55,36 +56,6 @@ def _engine(model: str, max_batch: int, *, is_eager: bool) -> Any:
         seed=0,
         **more,
     )
-
-
-def hook_every_layer(model: Any) -> int:
-    """Copy the output of every decoder layer to the CPU: how peers observe, re-implemented by us.
-
-    It needs eager mode: a compiled graph calls no hooks. Only the latest copies are kept, where
-    those keep them all. Returns the number of layers.
-    """
-    latest: dict[int, list[Any]] = {}
-
-    def keep(number: int) -> Callable[[Any, Any, Any], None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            parts = output if isinstance(output, tuple) else (output,)
-            latest[number] = [part.detach().to("cpu", copy=True) for part in parts]
-
-        return hook
-
-    layers = [each for each in model.modules() if type(each).__name__.endswith("DecoderLayer")]
-    for number, layer in enumerate(layers):
-        layer.register_forward_hook(keep(number))
-    if not layers:
-        raise RuntimeError("no decoder layer was found: the arm would measure nothing")
-    return len(layers)
-
-
-def device_bytes(_model: Any) -> int:
-    """What the device holds for this engine; 0 without one."""
-    import torch  # noqa: PLC0415 - in the engine's process
-
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def _turn(engine: Any, batch: int, prompt: int, tokens: int) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class ArmProcess:
 
     def __init__(self, name: str, folder: Path, shape: dict[str, Any], placing: Placing) -> None:
         self.name = name
+        self._is_gpu = placing.is_gpu
         self._folder = folder / name
         self._folder.mkdir()
         (self._folder / "config.json").write_text(json.dumps(shape))
@@ -104,7 +105,7 @@ class ArmProcess:
     def started(self) -> Started:
         """What it took to start, and what it holds now."""
         self._signal(signal.SIGCONT)
-        device = self._ask({"memory": True})["device_bytes"]
+        device = self._ask({"memory": True})["device_bytes"] if self._is_gpu else 0.0
         host = _proportional_bytes(self._process.pid)
         self._signal(signal.SIGSTOP)
         return Started(self._load_seconds, device, host)

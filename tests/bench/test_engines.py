@@ -19,8 +19,8 @@ def _stand_in(monkeypatch) -> None:
     monkeypatch.setattr(engines, "_SETTLE_SECONDS", 1.0)
 
 
-def made(name: str, folder: Path) -> ArmProcess:
-    return ArmProcess(name, folder, SHAPES["quick"], Placing(is_gpu=False, num_arms=2, most=8))
+def made(name: str, folder: Path, *, is_gpu: bool = False) -> ArmProcess:
+    return ArmProcess(name, folder, SHAPES["quick"], Placing(is_gpu, num_arms=2, most=8))
 
 
 def states(arm: ArmProcess) -> list[str]:
@@ -63,7 +63,7 @@ def test_an_arm_that_no_sidecar_heard_of_has_flaws(tmp_path) -> None:
 
 def test_what_an_arm_took_to_start_and_holds_is_told(tmp_path) -> None:
     """Seconds that it says itself, and the memory of its process group."""
-    arm = made("off", tmp_path)
+    arm = made("off", tmp_path, is_gpu=True)
     try:
         found = arm.started()
         assert (found.load_seconds, found.device_bytes) == (0.5, 7.0)

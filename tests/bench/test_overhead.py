@@ -1,11 +1,12 @@
 """The overhead benchmark's order of turns, tables and command line; engines are fakes."""
 
 import json
+import pickle
 
 import pytest
 import torch
 
-from bench import arm, engines, overhead
+from bench import arm, engines, observed, overhead
 from bench.arms import ARMS
 from bench.engines import Started, Workload, taken
 from bench.overhead_table import table
@@ -135,11 +136,18 @@ class TinyDecoderLayer(torch.nn.Module):
 def test_the_arm_of_peers_hooks_every_layer() -> None:
     """And would not measure a model in which it found none."""
     model = torch.nn.Sequential(TinyDecoderLayer())
-    assert arm.hook_every_layer(model) == 1
+    assert observed.hook_every_layer(model) == 1
     assert len(model[0]._forward_hooks) == 1
     model(torch.zeros(2))
     with pytest.raises(RuntimeError, match="no decoder layer"):
-        arm.hook_every_layer(torch.nn.Linear(1, 1))
+        observed.hook_every_layer(torch.nn.Linear(1, 1))
+
+
+def test_what_is_sent_to_a_worker_is_pickled_by_a_name_it_can_import() -> None:
+    """vLLM's workers are processes of their own, in which `__main__` is not our program."""
+    for function in (observed.hook_every_layer, observed.device_bytes):
+        assert b"bench.observed" in pickle.dumps(function)
+        assert getattr(arm, function.__name__) is function
 
 
 def test_every_arm_has_a_name_to_ask_for() -> None:

@@ -74,6 +74,14 @@ def test_a_table_stands_with_its_command_its_machine_and_how_busy_that_was() -> 
     assert "| 7 |\n\n- A note." in text
 
 
+@pytest.mark.parametrize(("cpu_ms", "told"), [(53.3, "met"), (140.0, "**missed**")])
+def test_the_cpu_of_a_scrape_is_held_against_its_target(cpu_ms, told) -> None:
+    """100 ms, at some 50,000 series."""
+    health = {"num_series": 50_122, "p50_ms": 3.0, "p99_ms": 16.0, "scrape_cpu_ms": cpu_ms}
+    text = performance.page({"scrape_cpu": {"machine": MACHINE, "rows": [], "health": health}})
+    assert f"| CPU of a scrape of 50,122 series | 100 ms | {cpu_ms:g} ms | {told} |" in text
+
+
 def test_overhead_is_told_with_its_verdicts(tmp_path) -> None:
     """As the bench itself prints it."""
     path = tmp_path / "result.json"
