@@ -14,7 +14,7 @@ ARG VLLM=docker.io/vllm/vllm-openai:v0.32.0
 FROM ${BUILD} AS build
 # Where BASE has its Python.
 ARG PYTHON=/usr/bin/python3
-# Anything but nothing brings what SIDECAR_RECORD needs: 165 MB more.
+# Anything but nothing brings what SIDECAR_RECORD needs: some 170 MB more.
 ARG RECORDINGS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 WORKDIR /src
@@ -30,13 +30,15 @@ COPY pyproject.toml README.md LICENSE ./
 COPY sidecar sidecar
 RUN /tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /wheels . \
  && /tools/bin/pip --python /opt/sidecar/bin/python install --no-deps --no-index /wheels/*.whl \
- && /tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+ && /tools/bin/cyclonedx-py environment --output-reproducible \
     --output-format JSON --output-file /opt/sidecar/sbom.cdx.json /opt/sidecar/bin/python
-# From here on it is BASE's Python that this environment belongs to. Tests of packages stay behind.
+# From here on it is BASE's Python that this environment belongs to. What
+# only tests, compilers and type checkers read stays behind.
 RUN ln -sfn "${PYTHON}" /opt/sidecar/bin/python3 \
  && ln -sfn python3 /opt/sidecar/bin/python \
  && sed -i "s|^home = .*|home = ${PYTHON%/*}|" /opt/sidecar/pyvenv.cfg \
  && find /opt/sidecar/lib -type d -name tests -prune -exec rm -rf {} + \
+ && find /opt/sidecar/lib -type f \( -name '*.a' -o -name '*.h' -o -name '*.pyi' -o -name '*.pxd' \) -delete \
  && mkdir /empty
 
 FROM scratch AS sbom

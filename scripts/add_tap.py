@@ -36,7 +36,8 @@ def moved(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
 
 def lacking(has: Mapping[str, str]) -> Iterator[str]:
     """What the tap needs and this Python has not, one sentence each."""
-    from packaging.requirements import Requirement  # noqa: PLC0415 - vLLM's; told when it lacks
+    # pip's own, as every Python with pip has it; told when there is none.
+    from pip._vendor.packaging.requirements import Requirement  # noqa: PLC0415
 
     for text in metadata.requires(NAME) or []:
         needed = Requirement(text)

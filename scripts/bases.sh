@@ -23,7 +23,9 @@ chmod 1777 "$2/tmp"
 printf 'root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n' \
   >"$2/etc/passwd"
 printf 'root:x:0:\nnonroot:x:65532:\n' >"$2/etc/group"
-rm -rf "$2/usr/share/doc" "$2/usr/share/locale" "$2/usr/share/man" "$2/usr/share/info"
+cd "$2"
+rm -rf usr/share/doc usr/share/locale usr/share/man usr/share/info
+rm -f usr/bin/dpkg* bin/tar usr/sbin/dpkg* # brought along for what configures packages
 # Who this machine trusts, as a mirror of packages may be known to it alone.
 if [ -r /etc/ssl/certs/ca-certificates.crt ]; then
   cp /etc/ssl/certs/ca-certificates.crt "$2/etc/ssl/certs/ca-certificates.crt"
@@ -31,7 +33,7 @@ fi
 END
 
 make() { # make NAME PACKAGES
-  [[ -s $folder/$1 ]] && return
+  [[ $folder/$1 -nt ${BASH_SOURCE[0]} ]] && return
   mmdebstrap --mode=root --variant=extract --include="$2" \
     --extract-hook="sh $work/finish.sh $python \"\$1\"" "$suite" "$work/$1"
   mv "$work/$1" "$folder/$1"

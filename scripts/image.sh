@@ -56,8 +56,9 @@ fi
 
 build --target "$target" --tag "$tag" "${arguments[@]}" "$@" .
 if [[ $target == exporter ]]; then
-  # Of the layers that were made just now.
+  # Of the layers that were made just now; moved into place, for somebody may be reading it.
   mkdir -p build
-  build --target sbom --output build "${arguments[@]}" "$@" .
+  build --target sbom --output "$folder/sbom" "${arguments[@]}" "$@" .
+  mv -f "$folder/sbom/sbom.cdx.json" build/
 fi
 echo "image: $tag"

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.deploy.chart import ROOT
 
@@ -25,6 +25,14 @@ events_logger = "file"
 netns = "none"
 default_ulimits = ["nofile=1024:1024", "nproc=512:512"]
 """
+
+
+class Said(NamedTuple):
+    """What became of a program: its exit status, and both of its outputs."""
+
+    status: int
+    out: str
+    err: str
 
 
 class Machine:
@@ -49,23 +57,46 @@ class Machine:
         """Run podman to its end."""
         return self.said("podman", *words)
 
-    def build(self, target: str) -> str:
+    def build(self, target: str, *options: str) -> str:
         """Build a target of the Dockerfile on bases made of Debian's packages; its name."""
         name = f"localhost/llm-internals-{target}:test"
-        told = {"BUILDER": "buildah", "BASES": "debian", "TAG": name}
-        self.said(ROOT / "scripts" / "image.sh", target, **told)
+        self.said(*_building(target, *options), **_told(name))
         return name
+
+    def fails_to_build(self, target: str, *options: str) -> str:
+        """What a build says that must fail."""
+        said = self.asked(*_building(target, *options), **_told("localhost/never:test"))
+        assert said.status != 0, said.out
+        return said.out + said.err
 
     def said(self, *command: str | Path, **environ: str) -> str:
         """What a program prints that must be content."""
+        said = self.asked(*command, **environ)
+        assert said.status == 0, f"{command}: {said.out[-3000:]}{said.err[-6000:]}"
+        return said.out
+
+    def asked(self, *command: str | Path, **environ: str) -> Said:
+        """What becomes of a program, be it content or not."""
         done = subprocess.run(
             command,
             cwd=ROOT,
             env=self.environ | environ,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=BUILD_SECONDS,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-6000:]}"
-        return done.stdout
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def release(self) -> None:
+        """Give back what the store keeps mounted, so that its folder can be removed."""
+        self.asked("umount", FOLDER / "store" / "overlay")
+
+
+def _building(target: str, *options: str) -> tuple[str | Path, ...]:
+    return (ROOT / "scripts" / "image.sh", target, *options)
+
+
+def _told(name: str) -> dict[str, str]:
+    return {"BUILDER": "buildah", "BASES": "debian", "TAG": name}
