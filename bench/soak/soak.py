@@ -29,7 +29,6 @@ from sidecar.store.baseline_file import write_baseline
 from sidecar.wire.frame import Signatures
 
 WINDOW_SECONDS: Final = 10  # the windows held, 288, are all there early in the run
-ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "2"}  # as the image has it
 _READY: Final = re.compile(r"sidecar ready: metrics (\S+)/metrics api (\S+)/v1/status")
 _LONG_SECONDS: Final = 300.0  # after which something hangs, on whatever machine
 _MAX_BEHIND: Final = 41  # frames: those of one such second
@@ -151,7 +150,7 @@ def _serving(folder: Path, otlp_url: str) -> Iterator[tuple["subprocess.Popen[st
     }
     command = [sys.executable, "-m", "bench.soak.served", str(folder / "board")]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    with _running(command, {**os.environ, **ALLOCATOR}) as server:
+    with _running(command) as server:
         assert server.stdout is not None
         ready = _READY.match(server.stdout.readline())
         if ready is None:
@@ -171,10 +170,8 @@ def _ranks(folder: Path, num_ranks: int) -> Iterator[list["subprocess.Popen[str]
 
 
 @contextlib.contextmanager
-def _running(
-    command: Sequence[str], environ: Mapping[str, str] | None = None
-) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+def _running(command: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:

@@ -25,7 +25,8 @@ from tests.e2e.frames import Frames, served
 from tests.e2e.harness import Stack, wait_for
 from tests.e2e.prompts import Prompts
 
-pytestmark = pytest.mark.e2e
+# Alone: every signature of its hundreds must arrive, and a machine at its limits drops some.
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 SECRET = b"an operator's secret of 32 bytes"
 ENGINE = "engine-dp0-pp0-tp0"
