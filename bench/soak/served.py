@@ -12,4 +12,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     command.add(parser)
     config = command.exporter_config(parser.parse_args(sys.argv[2:]), {})
-    sys.exit(serve(config, Board(Path(sys.argv[1])).now_ns))
+    board = Board(Path(sys.argv[1]))
+    sys.exit(serve(config, board.now_ns, board.now_ns))

@@ -49,11 +49,15 @@ RECORDINGS: Final = "recordings"  # folder inside SIDECAR_STATE_DIR
 
 
 def create_state(
-    config: ExporterConfig, guard: Guard, clock_ns: Callable[[], int] = time.time_ns
+    config: ExporterConfig,
+    guard: Guard,
+    clock_ns: Callable[[], int] = time.time_ns,
+    steady_ns: Callable[[], int] = time.monotonic_ns,
 ) -> State:
     """The living parts, reading from the socket once `intake.start` is called.
 
     clock_ns: Unix time in nanoseconds, the same that senders stamp with.
+    steady_ns: nanoseconds of a clock that nobody sets: what is waited for goes by it.
     Raises ConfigError or ChannelError when the key file or the socket cannot be used.
     """
     key = config.key()
@@ -65,7 +69,7 @@ def create_state(
     runner = None
     if suite is not None:
         runner = create_runner(config, suite, lambda: watch.get().canaries.is_learning)
-    tracer = create_tracer(config, watch, clock_ns)
+    tracer = create_tracer(config, watch, steady_ns)
     listeners = [watch.hear, *([tracer.hear] if tracer else [])]
     receiver, listener = Receiver(config.socket), each_of(listeners)
     intake = Intake(receiver, Reducer(limits), key, clock_ns, listener)
@@ -130,7 +134,7 @@ def create_fetcher(
 
 
 def create_tracer(
-    config: ExporterConfig, watch: Watch, clock_ns: Callable[[], int] = time.time_ns
+    config: ExporterConfig, watch: Watch, steady_ns: Callable[[], int]
 ) -> Tracer | None:
     """What makes spans and sends them; None where no endpoint is configured.
 
@@ -141,7 +145,7 @@ def create_tracer(
     # OpenTelemetry takes 0.2 s and 15 MB, which nobody pays who sends no traces.
     from sidecar.publish.traces.tracer import create_tracer as create  # noqa: PLC0415
 
-    return create(config, watch.get, clock_ns)
+    return create(config, watch.get, steady_ns)
 
 
 def create_pusher(config: ExporterConfig, render: Callable[[], bytes]) -> Pusher | None:

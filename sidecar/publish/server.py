@@ -31,11 +31,16 @@ GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def serve(config: ExporterConfig, clock_ns: Callable[[], int] = time.time_ns) -> int:
+def serve(
+    config: ExporterConfig,
+    clock_ns: Callable[[], int] = time.time_ns,
+    steady_ns: Callable[[], int] = time.monotonic_ns,
+) -> int:
     """Serve until told to stop by a signal; 0, the exit status.
 
-    clock_ns: Unix time in nanoseconds by which frames age, windows close and spans end; senders
-        stamp by the same. Another one lets hours pass in minutes, or a clock jump (`bench/`).
+    clock_ns: Unix time in nanoseconds by which frames age and windows close; senders stamp by
+        the same. Another one lets hours pass in minutes, or a clock jump (`bench/`).
+    steady_ns: of a clock that nobody sets, by which the parts of a span are waited for.
     Raises ConfigError when a port cannot be had, ChannelError when the socket cannot. Only the
     main thread can call this: signals go there, and those that end it are ignored afterwards, so
     that a second one does not kill a process that is about to end well.
@@ -46,7 +51,7 @@ def serve(config: ExporterConfig, clock_ns: Callable[[], int] = time.time_ns) ->
         metrics = stack.enter_context(listen("METRICS", config.metrics_host, config.metrics_port))
         api = stack.enter_context(listen("API", config.api_host, config.api_port))
         guard = create_guard(config)
-        state = create_state(config, guard, clock_ns)
+        state = create_state(config, guard, clock_ns, steady_ns)
         stack.callback(state.stop)
         state.start()
         seats = [

@@ -45,7 +45,7 @@ class Tracer:
     """Owns the outbox, and the thread before it.
 
     drift: the last view of the thread that judges drift.
-    clock_ns: measures how long parts of a request are waited for; one that nobody sets.
+    steady_ns: measures how long parts of a request are waited for; a clock that nobody sets.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Tracer:
         outbox: Outbox,
         sampler: Sampler,
         drift: Callable[[], DriftView],
-        clock_ns: Callable[[], int] = time.monotonic_ns,
+        steady_ns: Callable[[], int] = time.monotonic_ns,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._outbox = outbox
         self._sampler = sampler
         self._drift = drift
-        self._clock_ns = clock_ns
+        self._steady_ns = steady_ns
         self._mailbox: Mailbox[_Heard] = Mailbox(max_bytes)
         self._gathering = Gathering()
         self._unusual = Unusual()
@@ -91,7 +91,7 @@ class Tracer:
         if body is not None:
             num_parts, num_bytes = _size(body)
             if not self._mailbox.put(
-                _Heard(frame.header.source, body, self._clock_ns()), num_bytes
+                _Heard(frame.header.source, body, self._steady_ns()), num_bytes
             ):
                 self._num_left_out += num_parts
 
@@ -108,7 +108,7 @@ class Tracer:
     def turn(self, timeout_seconds: float = 0.0) -> None:
         """Take what waits, and make spans of what is whole; never raises."""
         # Read before the mailbox is: whatever was heard by then is in it, however late this thread.
-        now_ns = self._clock_ns()
+        now_ns = self._steady_ns()
         heard = self._mailbox.take(timeout_seconds)
         self._guarded(self._look_at_drift)
         for item in heard:
@@ -119,7 +119,7 @@ class Tracer:
         while not self._stopping.is_set():
             self.turn(_TURN_SECONDS)
         self.turn()
-        self._make(self._gathering.take_all(self._clock_ns()))
+        self._make(self._gathering.take_all(self._steady_ns()))
 
     def _take(self, heard: _Heard) -> None:
         source, body, now_ns = heard
@@ -176,10 +176,10 @@ class Tracer:
 def create_tracer(
     config: ExporterConfig,
     drift: Callable[[], DriftView],
-    clock_ns: Callable[[], int] = time.monotonic_ns,
+    steady_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Tracer:
     """A tracer that sends to the configured receiver. Raises ConfigError."""
-    return Tracer(Outbox(SpanCarrier(config)), Sampler(config.trace_ratio), drift, clock_ns)
+    return Tracer(Outbox(SpanCarrier(config)), Sampler(config.trace_ratio), drift, steady_ns)
 
 
 def _of_interest(body: Body) -> _Part | None:
