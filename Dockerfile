@@ -37,7 +37,8 @@ RUN /tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /
 RUN ln -sfn "${PYTHON}" /opt/sidecar/bin/python3 \
  && ln -sfn python3 /opt/sidecar/bin/python \
  && sed -i "s|^home = .*|home = ${PYTHON%/*}|" /opt/sidecar/pyvenv.cfg \
- && find /opt/sidecar/lib -type d -name tests -prune -exec rm -rf {} + \
+ && find /opt/sidecar/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) \
+    -prune -exec rm -rf {} + \
  && find /opt/sidecar/lib -type f \( -name '*.a' -o -name '*.h' -o -name '*.pyi' -o -name '*.pxd' \) -delete \
  && mkdir /empty
 

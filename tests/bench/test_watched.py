@@ -33,9 +33,9 @@ def test_a_cost_that_doubled_is_told_and_one_that_was_disturbed_is_not() -> None
     def measure(names) -> dict[str, float]:
         asked.extend(names)
         disturbed = 9.0 if asked.count("disturbed") == 1 else 1.0
-        found = {"doubled": 2.0, "disturbed": disturbed, "same": 1.1}
+        found = {"doubled": 2.1, "disturbed": disturbed, "same": 1.1}
         return {name: found[name] for name in names}
 
     kept = {"doubled": 1.0, "disturbed": 1.0, "same": 1.0}
-    assert grown(kept, measure) == ["doubled: 2.00, was 1.00"]
+    assert grown(kept, measure) == ["doubled: 2.10, was 1.00"]
     assert [asked.count(name) for name in kept] == [3, 2, 1]

@@ -207,7 +207,10 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, capsys, arguments, 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
     """Ray for --ray, and pyarrow for recordings."""
     record(tmp_path / "hour", 1 / 24)
-    for name, extra, options in (("ray", "fleet", "'--ray', 'auto'"), ("pyarrow", "exporter", "")):
+    for name, extra, options in (
+        ("ray", "fleet", "'--ray', 'auto'"),
+        ("pyarrow", "recordings", ""),
+    ):
         code = (
             f"import sys\nsys.modules[{name!r}] = None\nfrom sidecar.cli import main\n"
             f"sys.exit(main(['baseline', 'fit', {str(tmp_path / 'hour')!r}, '-o', 'x', {options}]))"

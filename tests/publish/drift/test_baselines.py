@@ -146,7 +146,7 @@ def test_a_torn_baseline_leaves_the_one_before_in_force(state: State, file: Path
     api = TestClient(create_api_app(state))
     file.write_bytes(b"torn")
     reply = api.post("/v1/baseline/reload", headers=JSON)
-    state.reload()
+    state.reload("SIGHUP")
 
     assert reply.status_code == 409
     assert "SIDECAR_BASELINE_FILE" in reply.json()["detail"]

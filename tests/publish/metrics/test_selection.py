@@ -42,10 +42,10 @@ def of_a_large_model(num_layers: int = 80, tensor_parallel: int = 8) -> Snapshot
     reducer = Reducer(LIMITS)
     frontend = FakeSource(FRONTEND)
     engine = SyntheticEngine(num_layers, num_heads=64 // tensor_parallel, num_experts=0)
-    for tp in range(tensor_parallel):
-        source = FakeSource(Source("engine", tp=tp))
-        for second in (0, 5, 12):
-            t_ns = NOW + second * SECOND
+    sources = [FakeSource(Source("engine", tp=tp)) for tp in range(tensor_parallel)]
+    for second in (0, 5, 12):
+        t_ns = NOW + second * SECOND
+        for tp, source in enumerate(sources):
             tables = engine.tables()
             tables.tables = [t for t in tables.tables if t.group not in ("router", "expert_load")]
             for table in tables.tables:
