@@ -126,12 +126,16 @@ class Stand:
         self._known = {}
 
     def end_sidecar(self, num_signals: int = 1, pause_seconds: float = 0.0) -> tuple[float, int]:
-        """SIGTERM, so often; seconds from the first to the end, and the exit status."""
+        """SIGTERM, so often; seconds from the first to the end, and the exit status.
+
+        Beside each but the first goes a SIGHUP, which must not cut short what is being kept.
+        """
         assert self._server is not None
         began = time.monotonic()
         for number in range(num_signals):
             time.sleep(pause_seconds * (number > 0))
-            self._server.send_signal(signal.SIGTERM)
+            for each in (signal.SIGHUP, signal.SIGTERM)[number == 0 :]:
+                self._server.send_signal(each)
         self._server.communicate(timeout=PATIENCE_SECONDS)
         return time.monotonic() - began, self._server.returncode
 

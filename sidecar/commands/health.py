@@ -1,8 +1,8 @@
 """`sidecar health`: whether the exporter of this container lives; for the image's HEALTHCHECK.
 
 Guarantees: asks /healthz, where the configuration in the environment says that metrics are served,
-and nothing beyond; answers within five seconds, in one line, with status 0 or 1; needs no shell,
-no token and, where no web config file is set, the base dependencies only.
+and nothing beyond; four seconds of silence are no answer; one line, and status 0 or 1; needs no
+shell, no token and, where no web config file is set, the base dependencies only.
 """
 
 import argparse

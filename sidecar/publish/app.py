@@ -27,6 +27,7 @@ from sidecar.publish.drift.keeper import FileKeeper
 from sidecar.publish.drift.panel import Terms
 from sidecar.publish.drift.seat import Seat
 from sidecar.publish.drift.watch import Watch
+from sidecar.publish.guard.audited import Log
 from sidecar.publish.guard.guard import Guard
 from sidecar.publish.intake import Intake, each_of
 from sidecar.publish.live import metrics as live_metrics
@@ -83,7 +84,7 @@ def create_state(
         "events": live_metrics.events_collector(pulse.get),
         "guard": guard.collect,
     }
-    fetcher = create_fetcher(config, baselines, lambda: state.reload("fetch"))
+    fetcher = create_fetcher(config, baselines, guard.log, lambda: state.reload("fetch"))
     if fetcher is not None:
         collectors["fetch"] = fetcher.collect
     pusher = create_pusher(config, lambda: exposition.render(intake.get(), Scrape()))
@@ -124,13 +125,18 @@ def create_baselines(config: ExporterConfig, terms: Terms) -> Baselines:
 
 
 def create_fetcher(
-    config: ExporterConfig, baselines: Baselines, use: Callable[[], None]
+    config: ExporterConfig, baselines: Baselines, log: Log, use: Callable[[], None]
 ) -> Fetcher | None:
     """What fetches the baseline, and has it used; None where it is not fetched."""
     if config.baseline_source_file is None or config.baseline_file is None:
         return None
     source, target = config.baseline_source_file, config.baseline_file
-    return Fetcher(source, target, baselines.check, use)
+
+    def note(sha256: str) -> None:
+        told = {"file": str(target), "sha256": sha256}
+        log.append(time.time_ns(), "fetch", "baseline.fetch", told)
+
+    return Fetcher(source, target, baselines.check, note, use)
 
 
 def create_tracer(

@@ -22,11 +22,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sidecar.config import PREFIX, ExporterConfig, FleetConfig
-from sidecar.errors import ConfigError
+from sidecar.errors import ConfigError, SidecarError
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
 from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
+from sidecar.publish.state import State
 
+_log = logging.getLogger(__name__)
 GRACE_SECONDS: Final = 1  # for answers under way; with the limits of State.stop, below five
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -62,7 +64,7 @@ def serve(
             f"sidecar ready: metrics {_url(seats[0])}/metrics api {_url(seats[1])}/v1/status "
             f"socket {config.socket}\n"
         )
-        asyncio.run(_run(seats, ready, lambda: state.reload("SIGHUP"), state.hang_up))
+        asyncio.run(_run(seats, ready, lambda: _reload(state), state.hang_up))
     return 0
 
 
@@ -132,7 +134,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     _hear(loop, lambda: _stop(servers, hang_up))
     if reload is not None:
-        loop.add_signal_handler(signal.SIGHUP, _in_background, reload)
+        signal.signal(signal.SIGHUP, lambda *_: _in_background(reload))
     pairs = zip(servers, seats, strict=True)
     running = asyncio.gather(*(server.serve([seat.listener]) for server, seat in pairs))
     while not running.done() and not all(server.started for server in servers):
@@ -159,8 +161,15 @@ def _hear(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
 
 
 def _ignore_signals() -> None:
-    for number in _SIGNALS:
+    for number in (*_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _reload(state: State) -> None:
+    try:
+        state.reload("SIGHUP")
+    except SidecarError as error:
+        _log.error("the baseline was not read again: %s", error)
 
 
 def _in_background(action: Callable[[], None]) -> None:

@@ -1,6 +1,5 @@
 """What every route reads: the intake's snapshots, the views of drift, and what renders them."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from typing import Annotated, NamedTuple, Protocol
 
 from fastapi import Depends, Request
 
-from sidecar.errors import SidecarError
 from sidecar.publish.drift.baselines import Baselines
 from sidecar.publish.drift.fetch import Fetcher
 from sidecar.publish.drift.watch import Watch
@@ -20,8 +18,6 @@ from sidecar.publish.metrics.exposition import Exposition
 from sidecar.publish.steering import Steering
 from sidecar.publish.traces.account import TraceView
 from sidecar.wire.frame import Frame
-
-_log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -138,17 +134,15 @@ class State(NamedTuple):
         return self.runner.outcomes() if self.runner else {}
 
     def reload(self, who: str) -> None:
-        """Read the baseline file again; what is wrong with it is logged, and changes nothing.
+        """Read the baseline file again.
 
         who: on whose word, for the audit log; without an entry there nothing is changed.
+        Raises SidecarError when it cannot be read or used; the one before stays in force.
         """
-        try:
-            panel = self.baselines.read()
-            told = {"file": str(self.baselines.path), "digest": panel.digest}
-            self.log.append(time.time_ns(), who, "baseline.reload", told)
-            self.watch.ask(lambda judges, now_ns: judges.use(panel, now_ns))
-        except SidecarError as error:
-            _log.error("the baseline was not read again: %s", error)
+        panel = self.baselines.read()
+        told = {"file": str(self.baselines.path), "digest": panel.digest}
+        self.log.append(time.time_ns(), who, "baseline.reload", told)
+        self.watch.ask(lambda judges, now_ns: judges.use(panel, now_ns))
 
 
 def _all_at_once(actions: list[Callable[[], None]]) -> None:

@@ -88,9 +88,9 @@ class Steering:
         self._log.append(self._clock_ns(), who, "control.seen", detail)
 
     def _wishes(self) -> dict[str, Any]:
-        """What it asks for; of one that no tap obeys, why."""
+        """What it asks for; why it was not read, where this process must not believe it."""
         try:
             asked = control.read(self._path)
         except SidecarError as error:
-            return {"not_obeyed": str(error)}
+            return {"not_read": str(error)}
         return {"removed": True} if asked is None else {"wishes": msgspec.to_builtins(asked)}

@@ -66,6 +66,7 @@ class AuditLog:
             descriptor = os.open(self.path, flags, _MODE)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _give_to_owner(descriptor, self.path.parent)
                 head, torn = _end(descriptor, self.path)
                 before = os.fstat(descriptor).st_size
                 if torn:
@@ -191,6 +192,14 @@ def _parse(line: bytes) -> Entry | None:
         return None
     # One spelling only: else a line could be changed without changing what it says.
     return entry if _line(entry) == line else None
+
+
+def _give_to_owner(descriptor: int, folder: Path) -> None:
+    """What root made is its folder's owner's: the sidecar could not append to it otherwise."""
+    made = os.fstat(descriptor)
+    if made.st_size == 0 and os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _end(descriptor: int, path: Path) -> tuple[Head, bytes]:

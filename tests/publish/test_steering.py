@@ -80,7 +80,7 @@ def test_each_change_and_the_end_are_told(steering: Steering, path: Path, log: W
     told = [detail for _, _, detail in log.entries]
 
     assert told[0]["wishes"]["steps_every"] == 2
-    assert "is_on" in told[1]["not_obeyed"]
+    assert "is_on" in told[1]["not_read"]
     assert told[2] == {"file": str(path), "removed": True}
 
 

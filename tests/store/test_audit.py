@@ -203,3 +203,14 @@ def test_the_command_says_where_the_chain_ends(
     path.write_bytes(path.read_bytes().replace(b"canary", b"replica", 1))
     assert cli.main(["audit", "verify", str(path)]) == 2
     assert "line 1: entry 1 was changed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_began_belongs_to_whose_folder_it_is(tmp_path: Path) -> None:
+    """`sudo sidecar control` before the first entry must not lock the sidecar out of its log."""
+    os.chown(tmp_path, 65532, 65532)
+    log = AuditLog(tmp_path / "audit.jsonl")
+    log.append(1, "uid 0", "control.write", {})
+
+    found = log.path.stat()
+    assert (found.st_uid, found.st_gid) == (65532, 65532)

@@ -55,7 +55,7 @@ class History:
                 self._states[verdict.channel] = verdict.state
                 self._num += 1
                 if len(self._held) == self._held.maxlen:
-                    self._since_ns = self._held[0].t_ns
+                    self._since_ns = self._held[0].t_ns + 1
                 self._held.append(_change(self._num, now_ns, state, verdict))
         return self._num > before
 

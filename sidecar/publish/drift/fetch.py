@@ -45,17 +45,25 @@ class Fetcher:
     """Keeps `target` what `source` asks for.
 
     check: raises SidecarError when a file is no baseline that may be used.
-    use: has the sidecar read `target` again.
+    note: writes down, before `target` is changed, which checksum it is to have.
+    use: has the sidecar read `target` again. Both raise SidecarError when they cannot.
     """
 
     def __init__(
-        self, source: Path, target: Path, check: Callable[[Path], None], use: Callable[[], None]
+        self,
+        source: Path,
+        target: Path,
+        check: Callable[[Path], None],
+        note: Callable[[str], None],
+        use: Callable[[], None],
     ) -> None:
         self._source = source
         self._target = target
         self._check = check
+        self._note = note
         self._use = use
         self._has = ""
+        self._is_unused = False  # what `target` has came after it was read
         self._reason = ""
         self._has_looked = False
         self._is_ending = threading.Event()
@@ -86,8 +94,11 @@ class Fetcher:
             wanted = self._wanted()
             if wanted.sha256 != (self._has or self._digest()):
                 self._take(wanted)
-                self._use()
+                self._is_unused = True
             self._has = wanted.sha256
+            if self._is_unused:
+                self._use()
+                self._is_unused = False
             self._tell("")
         except (SidecarError, OSError) as error:
             self._tell(str(error))
@@ -126,6 +137,7 @@ class Fetcher:
         atomic.replace(candidate, data)
         try:
             self._check(candidate)
+            self._note(found)
             candidate.replace(self._target)
         finally:
             candidate.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ _TURN_SECONDS: Final = 0.25
 _ITEM_BYTES: Final = 1024  # about what one signature or message takes beside its numbers
 _BUSY: Final = "the thread that judges drift is busy or stopped; ask again, and read its log"
 _Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
@@ -156,18 +157,21 @@ class Watch:
             self._guarded(self._settle)  # whoever looks after the answer sees what it did
             item.answer.set_result(answer)
 
-    def _guarded(self, action: Callable[[], object]) -> None:
+    def _guarded(self, action: Callable[[], _Result]) -> _Result | None:
+        """What it returns; None when it raised."""
         try:
-            action()
+            return action()
         except Exception as error:  # a bug of ours must not end the thread
             self._judges.num_errors += 1
             if not self._is_logged:
                 self._is_logged = True
                 _log.error("drift: an item could not be judged; counted", exc_info=error)
+            return None
 
     def _settle(self) -> None:
         """Keep what is new, then publish: in this order, or a crash between would undo an alarm."""
-        view = self._look()  # which is where the judges notice that a verdict is another
+        # Looking is where the judges notice that a verdict is another.
+        view = self._guarded(self._look) or self._view
         if self._is_due():
             self._guarded(self._keep)
         self._view = view._replace(keeping=self._keeping())

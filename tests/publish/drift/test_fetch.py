@@ -80,12 +80,23 @@ class Fetched:
     def __init__(self, folder: Path) -> None:
         self.target = folder / "fetched.baseline"
         self.num_used = 0
+        self.noted: list[tuple[str, bool]] = []
+        self.trouble: dict[str, str] = {}
         self.baselines = Baselines(TERMS, self.target, is_fetched=True)
         source = folder / "source.json"
-        self.fetcher = Fetcher(source, self.target, self.baselines.check, self._use)
+        self.fetcher = Fetcher(source, self.target, self.baselines.check, self._note, self._use)
+
+    def _note(self, sha256: str) -> None:
+        self._fail("note")
+        self.noted.append((sha256, self.target.exists()))
 
     def _use(self) -> None:
+        self._fail("use")
         self.num_used += 1
+
+    def _fail(self, step: str) -> None:
+        if step in self.trouble:
+            raise StoreError(self.trouble[step])
 
 
 @pytest.fixture
@@ -107,6 +118,40 @@ def test_what_is_asked_for_is_fetched_once(fetched: Fetched, shelf: Shelf, tmp_p
     assert fetched.baselines.read().digest == baseline(7).digest
     assert (shelf.num_asked, fetched.num_used) == (1, 1)
     assert [path.name for path in tmp_path.glob("*candidate*")] == []
+
+
+def test_what_was_fetched_and_not_used_is_used_later(
+    fetched: Fetched, shelf: Shelf, tmp_path: Path
+) -> None:
+    """It is told as not in force until it is, and is not fetched for a second time."""
+    shelf.files["/chat"] = data = bytes_of(tmp_path)
+    ask(tmp_path, f"{shelf.url}/chat", data)
+    fetched.trouble["use"] = "busy"
+    reasons = []
+    for _ in range(2):
+        fetched.fetcher.look()
+        reasons.append(fetched.fetcher.reason)
+    fetched.trouble.clear()
+    fetched.fetcher.look()
+
+    assert [*reasons, fetched.fetcher.reason] == ["busy", "busy", ""]
+    assert (shelf.num_asked, fetched.num_used) == (1, 1)
+
+
+def test_what_cannot_be_written_down_is_not_done(
+    fetched: Fetched, shelf: Shelf, tmp_path: Path
+) -> None:
+    """The entry comes before the file is another one, and without it the file stays."""
+    shelf.files["/chat"] = data = bytes_of(tmp_path)
+    ask(tmp_path, f"{shelf.url}/chat", data)
+    fetched.trouble["note"] = "the disk is full"
+    fetched.fetcher.look()
+    assert (fetched.fetcher.reason, fetched.target.exists()) == ("the disk is full", False)
+
+    fetched.trouble.clear()
+    fetched.fetcher.look()
+    assert fetched.noted == [(hashlib.sha256(data).hexdigest(), False)]
+    assert fetched.target.read_bytes() == data
 
 
 def test_a_restart_keeps_what_an_earlier_life_fetched(
