@@ -231,7 +231,12 @@ class Judges:
         return made
 
     def use(self, panel: Panel, now_ns: int) -> None:
-        """Judge by another baseline from now on; what its channels had found is forgotten."""
+        """Judge by another baseline from now on; what the former's channels found is forgotten.
+
+        The same one read again changes nothing: a page stays, and so do open windows.
+        """
+        if panel.digest == self._panel.digest:
+            return
         self._panel = panel
         self._book.reopen()
         for made in self._deployments:

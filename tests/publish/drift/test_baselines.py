@@ -142,11 +142,12 @@ def test_a_new_baseline_is_judged_by_when_asked(state: State, file: Path) -> Non
 
 
 def test_a_torn_baseline_leaves_the_one_before_in_force(state: State, file: Path) -> None:
-    """A problem with the remedy; the same by signal, where it is logged."""
+    """A problem with the remedy; whoever else asks for it learns it as an error."""
     api = TestClient(create_api_app(state))
     file.write_bytes(b"torn")
     reply = api.post("/v1/baseline/reload", headers=JSON)
-    state.reload("SIGHUP")
+    with pytest.raises(ConfigError, match="SIDECAR_BASELINE_FILE"):
+        state.reload("SIGHUP")
 
     assert reply.status_code == 409
     assert "SIDECAR_BASELINE_FILE" in reply.json()["detail"]

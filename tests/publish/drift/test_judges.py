@@ -90,10 +90,23 @@ def test_an_announced_deployment_is_a_note(deployed: Deployed) -> None:
 def test_an_announcement_outlives_a_new_baseline(deployed: Deployed) -> None:
     """Reloading in the middle of a deployment does not forget that it was announced."""
     deployed.judges.announce("release 7", deployed.clock())
-    deployed.judges.use(panel_of(TERMS, baseline()), deployed.clock())
+    deployed.judges.use(panel_of(TERMS, baseline(14)), deployed.clock())
     deployed.execute(weights_digest="d2")
 
     assert deployed.verdict("integrity").state is ChannelState.ARMED
+
+
+def test_the_same_baseline_read_again_opens_no_latch(deployed: Deployed) -> None:
+    """A page stays a page, and the open window keeps its requests, when somebody sends SIGHUP."""
+    deployed.execute(weights_digest="d2")
+    deployed.hear(finished(START, 3))
+    deployed.judges.use(panel_of(TERMS, baseline()), deployed.clock())
+    deployed.watch.turn()
+    assert deployed.verdict("integrity").state is ChannelState.PAGE
+
+    deployed.clock.advance(600)
+    deployed.watch.turn()
+    assert len(deployed.watch.get().windows) == 1
 
 
 def test_what_is_served_is_compared_with_a_new_baseline_at_once(deployed: Deployed) -> None:
