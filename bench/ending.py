@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from bench import reliability
 from bench.chaos.stand import Stand, request
-from bench.detection.report import Section
+from bench.report import Section
 from sidecar.store.snapshot import SnapshotFile
 
 PROMISED_SECONDS: Final = 5.0

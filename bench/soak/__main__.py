@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import reliability
-from bench.detection.report import progress, table
+from bench.report import progress, table
 from bench.soak.report import section
 from bench.soak.soak import Size, soak
 

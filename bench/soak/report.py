@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from bench.detection.report import Section
+from bench.report import Section
 from bench.soak.slope import Slope, slope
 from bench.soak.soak import WINDOW_SECONDS, Found, Sample
 

@@ -19,7 +19,8 @@ from bench.detection import (
     shipped,
     worlds,
 )
-from bench.detection.report import Delay, Section
+from bench.detection.report import Delay
+from bench.report import Section
 from sidecar.fold.drift.calibrate import DAY_NS
 from sidecar.fold.drift.fit import Fit
 from sidecar.fold.drift.header import Header

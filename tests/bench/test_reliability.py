@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bench import reliability
-from bench.detection.report import Section
+from bench.report import Section
 
 MADE = Section("What broke", ("what", "lost"), [("everything", "0")], {"lost": [0]}, ["A note."])
 
