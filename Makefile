@@ -58,7 +58,7 @@ unit: setup tools ## unit tests only: some 10 minutes on 2 cores, no vLLM proces
 e2e: setup tools ## tests on a real vLLM server only: two servers at a time, then what measures time
 	@export PATH="$(CURDIR)/.tools/bin:$$PATH"; failed=0; \
 	$(PYTEST) tests/e2e tests/image -m "not alone" --numprocesses 2 --dist loadgroup --no-loadscope-reorder || failed=1; \
-	$(PYTEST) tests/e2e -m alone || failed=1; \
+	$(PYTEST) tests/e2e tests/image -m alone || failed=1; \
 	exit $$failed
 
 .PHONY: lint

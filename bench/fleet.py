@@ -100,7 +100,7 @@ def main() -> None:
     progress("")
     print("\n".join(report.table(section)))
     if options.json:
-        command = "python -m bench.fleet" + " --quick" * options.quick
+        command = "python -m bench.fleet" + " --quick" * options.quick + f" --json {options.json}"
         done = report.Run("fleet", command, time.monotonic() - started, SEED)
         report.write(options.json, done, section, PACKAGES)
 

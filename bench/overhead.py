@@ -68,6 +68,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.is_gpu = Path("/dev/nvidiactl").exists()
     words = [f"--arms {','.join(options.arms)} --shape {options.shape} --rounds {options.rounds}"]
     words += [f"--until {options.until}"] if options.until else []
+    words += [f"--json {options.json}"] if options.json else []
     options.command = " ".join(["python -m bench.overhead", *words])
     return options
 

@@ -2,7 +2,8 @@
 
 Turns of the two arms are paired, since they ran next to each other and a noisy machine hit both.
 Intervals are 95 % percentile bootstraps over the pairs (B. Efron, 1979), from a seed. One that is
-wider than the margin that a target leaves is told as unresolved, never as met.
+wider than the margin that a target leaves is told as unresolved, never as met; one that is wholly
+beyond the limit is a miss, whatever its width.
 """
 
 from collections.abc import Sequence
@@ -98,14 +99,12 @@ def verdict(found: Ratio, *, least: float | None = None, most: float | None = No
     """Whether a target is met: at least `least`, or at most `most`; one of the two is given."""
     if (least is None) == (most is None):
         raise ValueError("a target has one limit: give least or most")
-    limit = least if least is not None else most
-    if found.half_width > abs(1.0 - float(limit or 0.0)):
-        return UNRESOLVED
+    limit = float((least if least is not None else most) or 0.0)
     worst, best = (found.low, found.high) if least is not None else (-found.high, -found.low)
-    bound = limit if least is not None else -float(limit or 0.0)
-    if worst >= float(bound or 0.0):
-        return MET
-    return MISSED if best < float(bound or 0.0) else UNRESOLVED
+    bound = limit if least is not None else -limit
+    if best < bound:  # all of the interval is beyond the limit, however wide it is
+        return MISSED
+    return MET if worst >= bound and found.half_width <= abs(1.0 - limit) else UNRESOLVED
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:

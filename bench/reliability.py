@@ -3,8 +3,8 @@
     python -m bench.reliability            # write the page anew from bench/results
 
 `bench.chaos` and other programs `write` one section each; whatever stands in `bench/results` and is
-a section of reliability is on the page, in the order of `ORDER`, others after them by name. The
-page holds no figure that is not in one of the files.
+a section of reliability is on the page, in the order of `PLANNED`, others after them by name. The
+page holds no figure that is not in one of the files, and says of what is missing how to measure it.
 """
 
 import json
@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from bench.detection.report import Section, table
-from bench.machine import describe
+from bench import report
+from bench.report import RESULTS, Section
 
-RESULTS: Final = Path(__file__).parent / "results"
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reliability.md"
-ORDER: Final = ("chaos", "soak", "fuzz", "ending")
+# By name: the title where nothing was measured yet, and the command that would.
+PLANNED: Final[Mapping[str, tuple[str, str]]] = {
+    "chaos": ("Things break", "python -m bench.chaos"),
+    "soak": ("Soak", "python -m bench.soak"),
+    "fuzz": ("Fuzzing", "python -m bench.fuzz --seconds 600"),
+    "ending": ("Told to end under load", "python -m bench.ending"),
+}
 _KIND: Final = "reliability/"
 _PACKAGES: Final = ("pyzmq", "msgspec", "numpy", "uvicorn", "fastapi")
 _HEAD: Final = """\
@@ -38,26 +43,17 @@ def write(
     name: one word, such as `soak`. section.figures: everything that a reader may want beside the
     table, JSON-able. command: what measured it. seconds: for how long it ran.
     """
-    result = {
-        "benchmark": f"{_KIND}{name}",
-        "command": command,
-        "seconds": round(seconds, 1),
-        "machine": describe(*_PACKAGES),
-        "title": section.title,
-        "columns": list(section.columns),
-        "rows": [list(row) for row in section.rows],
-        "notes": list(section.notes),
-        "figures": section.figures,
-    }
     path = folder / f"{name}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    report.write(path, report.Run(f"{_KIND}{name}", command, seconds), section, _PACKAGES)
     return path
 
 
 def page(folder: Path = RESULTS) -> str:
     """The page of all sections in `folder`."""
-    return "\n".join([_HEAD, *(line for each in _results(folder) for line in _section(each))])
+    results = _results(folder)
+    names = [*PLANNED, *sorted(results.keys() - PLANNED.keys())]
+    lines = [line for name in names for line in _section(name, results.get(name))]
+    return "\n".join([_HEAD, *lines])
 
 
 def main() -> None:
@@ -65,35 +61,27 @@ def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
 
 
-def _results(folder: Path) -> list[Mapping[str, Any]]:
+def _results(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Sections of reliability by name."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return sorted((each for each in found if _is_ours(each)), key=_place)
+    kinds = [(str(each.get("benchmark", "")), each) for each in found]
+    return {kind.removeprefix(_KIND): each for kind, each in kinds if kind.startswith(_KIND)}
 
 
-def _is_ours(result: Mapping[str, Any]) -> bool:
-    return str(result.get("benchmark", "")).startswith(_KIND)
-
-
-def _place(result: Mapping[str, Any]) -> tuple[int, str]:
-    name = result["benchmark"].removeprefix(_KIND)
-    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
-
-
-def _section(result: Mapping[str, Any]) -> Iterator[str]:
+def _section(name: str, result: Mapping[str, Any] | None) -> Iterator[str]:
+    if result is None:
+        title, command = PLANNED[name]
+        yield from (f"## {title}", "", f"Not measured yet: `{command}` would.", "")
+        return
     machine = result["machine"]
-    yield from _heading(table(Section(*(result[each] for each in Section._fields))))
-    yield ""
+    heading, *lines = result["table"]
+    # One level up from where the table stands alone.
+    yield from (heading.removeprefix("#"), *lines, "")
     yield (
         f"`{result['command']}`, {result['seconds']:.0f} s on {machine['num_cores']} cores of an "
         f"{machine['cpu']}, Python {machine['python']}."
     )
     yield ""
-
-
-def _heading(lines: Iterator[str]) -> Iterator[str]:
-    """The first line is a heading of the page, one level up from where a table stands alone."""
-    yield next(lines).removeprefix("#")
-    yield from lines
 
 
 if __name__ == "__main__":

@@ -52,7 +52,14 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         verdict = "met" if self.is_met else "MISSED"
         unit = f" {self.unit}" if self.unit else ""
-        return f"Target: {self.what}: {self.found:,.4g}{unit} of {self.limit:,.4g}: {verdict}."
+        return (
+            f"Target: {self.what}: {figure(self.found)}{unit} of {figure(self.limit)}: {verdict}."
+        )
+
+
+def figure(number: float) -> str:
+    """Four digits, and no exponent where there are more before the point."""
+    return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:,.4g}"
 
 
 def table(section: Section) -> Iterator[str]:

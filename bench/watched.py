@@ -52,7 +52,8 @@ def main() -> None:
     section = table(found)
     print("\n".join(report.table(section)))
     if options.json:
-        run = report.Run("ratios", "python -m bench.watched", time.monotonic() - started)
+        command = f"python -m bench.watched --json {options.json}"
+        run = report.Run("ratios", command, time.monotonic() - started)
         report.write(options.json, run, section, ("numpy", "msgspec", "prometheus-client"))
 
 

@@ -1,5 +1,8 @@
 """Which tests on real servers one worker runs together."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.groups import BFLOAT16, FLOAT32, IMAGE, group_of
@@ -23,3 +26,22 @@ from tests.e2e.groups import BFLOAT16, FLOAT32, IMAGE, group_of
 def test_tests_of_one_server_are_together(nodeid: str, group: str) -> None:
     """By the file, by the parameter that has a server of its own, or each for itself."""
     assert group_of(nodeid) == group
+
+
+def test_what_is_to_run_alone_is_where_that_is_heeded() -> None:
+    """`make e2e` runs it by itself, from the two folders that it leaves it out of before."""
+    tests = Path(__file__).parent
+    mark = re.compile(r"mark\.alone\b|add_marker\(.alone")
+    found = {
+        each.relative_to(tests).parts[0]
+        for each in tests.rglob("*.py")
+        if mark.search(each.read_text())
+    } - {Path(__file__).name}
+    assert found <= {"e2e", "image"}
+
+    makefile = (tests.parent / "Makefile").read_text()
+    folders = "tests/e2e tests/image"
+    assert re.findall(r"\$\(PYTEST\) (.+?) -m (\"not alone\"|alone)", makefile) == [
+        (folders, '"not alone"'),
+        (folders, "alone"),
+    ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import reliability
 from bench.chaos.row import Row, Size, section
 from bench.chaos.rows import ROWS, SMALL
-from bench.detection.report import table
+from bench.report import table
 
 
 def main() -> int:

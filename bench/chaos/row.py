@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from bench.chaos.stand import Account
-from bench.detection.report import Section
+from bench.report import Section
 
 COLUMNS: Final = (
     "what broke",

@@ -231,10 +231,7 @@ class Stand:
     def hears_all(self) -> bool:
         """Whether every rank, its engine and its front end, is heard."""
         heard = self.heard()
-        names = [f"engine-dp{n}-pp0-tp0" for n in self._ranks] + [
-            f"frontend-{n}" for n in self._ranks
-        ]
-        return all(heard.get(name) for name in names)
+        return all(heard.get(name) for name in self.names())
 
     def states(self) -> dict[str, str]:
         """State by drift channel."""

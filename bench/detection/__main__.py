@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from bench.detection import report
+from bench import report
 
 # The name on the command line, and the module that holds `settings` and `run`.
 SECTIONS: Final[Mapping[str, str]] = {
@@ -26,6 +26,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "contrast": "contrast",
     "merge": "merge",
 }
+PACKAGES: Final = ("numpy", "scipy", "river", "torch", "transformers")
 MODEL: Final = ("canary", "traffic", "trigger")  # what `--only model` stands for
 
 
@@ -52,7 +53,8 @@ def _run(name: str, module: ModuleType, options: argparse.Namespace) -> report.S
     print(f"\n{seconds:.0f} s\n", flush=True)
     command = f"python -m bench.detection --only {name}" + " --quick" * options.quick
     if options.results:
-        report.write(options.results / f"detection_{name}.json", name, section, command, seconds)
+        run = report.Run(f"detection/{name}", command, seconds)
+        report.write(options.results / f"detection_{name}.json", run, section, PACKAGES)
     return section
 
 

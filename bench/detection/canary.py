@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from bench.detection import bounds, noise, rounds, tamper
-from bench.detection.report import Delay, Section, progress
+from bench.detection.report import Delay
 from bench.detection.stand import Stand
+from bench.report import Section, progress
 from sidecar.fold.drift.canary_judge import HARD, Judge, Pace
 from sidecar.fold.drift.canary_rounds import Round
 from sidecar.fold.drift.canary_streams import CanaryStreams

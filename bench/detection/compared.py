@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.detection import delay, rivals, shipped, worlds
-from bench.detection.report import Delay, Section, progress
+from bench.detection.report import Delay
+from bench.report import Section, progress
 
 SHIPPED: Final = "shipped traffic alarm"
 NUM_REQUESTS: Final = 60  # of a window

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from bench.detection import bounds, tamper
 from bench.detection.pools import CHUNK, Pool
-from bench.detection.report import Delay, Section, progress
+from bench.detection.report import Delay
 from bench.detection.stand import Stand
 from bench.detection.traffic import START, observations
 from bench.detection.worlds import MONTH
+from bench.report import Section, progress
 from sidecar.fold.drift.contrast import ContrastChannel
 from sidecar.fold.drift.moments import Moments
 from sidecar.fold.drift.schema import Schema

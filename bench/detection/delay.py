@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.detection import shipped, worlds
-from bench.detection.report import Delay, Section, progress
+from bench.detection.report import Delay
+from bench.report import Section, progress
 
 SHIFTS: Final = (4.0, 2.0, 1.0)
 SHARES: Final = {"1 stream": 0.0, "10 %": 0.1, "50 %": 0.5}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.detection import bounds, rivals, shipped, worlds
-from bench.detection.report import Section, progress
+from bench.report import Section, progress
 from sidecar.fold.drift.score import Reference, Score, between_variance
 
 MIX: Final = "mix random walk"

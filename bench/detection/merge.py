@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.detection.pools import Pool
-from bench.detection.report import Section, progress
 from bench.detection.stand import Stand
 from bench.detection.traffic import PER_WINDOW, observations
+from bench.report import Section, progress
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.fit import Fit
 from sidecar.fold.drift.header import Header

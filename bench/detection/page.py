@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from bench.detection.report import RESULTS
+from bench.report import RESULTS
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "detection.md"
 _PLACE: Final = re.compile(r"<!-- (?P<name>[a-z-]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,24 +1,11 @@
-"""Tables and files of results: one section, one table, one JSON."""
+"""How a section of detection tells of delays: one line of text, or JSON."""
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from bench import report
-from bench.report import RESULTS, Section, progress, table
-
-__all__ = ["PACKAGES", "RESULTS", "Delay", "Section", "progress", "table", "write"]
-
-PACKAGES: Final = ("numpy", "scipy", "river", "torch", "transformers")
-
-
-def write(path: Path, name: str, section: Section, command: str, seconds: float) -> None:
-    """Write the figures of a section, and what they were measured on."""
-    report.write(path, report.Run(f"detection/{name}", command, seconds), section, PACKAGES)
 
 
 class Delay(NamedTuple):

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from bench.detection import bounds, shipped, tamper, text
 from bench.detection.pools import CHUNK, Pool
-from bench.detection.report import Delay, Section, progress
+from bench.detection.report import Delay
 from bench.detection.stand import Stand
+from bench.report import Section, progress
 from sidecar.fold.drift.baseline import Baseline
 from sidecar.fold.drift.fit import Fit
 from sidecar.fold.drift.header import Header

@@ -16,10 +16,10 @@ from scipy.stats import rankdata
 
 from bench.detection import tamper, traffic
 from bench.detection.pools import Pool, serve
-from bench.detection.report import Section, progress
 from bench.detection.served import Served
 from bench.detection.stand import Stand
 from bench.detection.text import Prompt, cut
+from bench.report import Section, progress
 from sidecar.fold.drift.tail import TailRule
 
 KINDS: Final = ("clean", "odd string", "trigger")

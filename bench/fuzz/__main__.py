@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from bench import reliability
-from bench.detection.report import Section, progress, table
 from bench.fuzz import api
 from bench.fuzz.campaign import Tally, campaign
 from bench.fuzz.doors import Door, doors, slug
+from bench.report import Section, progress, table
 
 CRASHERS: Final = Path(__file__).parents[2] / "tests" / "bench" / "crashers"
 SECONDS: Final = 600.0

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from bench.detection.report import Section
+from bench.ratios import MET, MISSED, UNRESOLVED
+from bench.report import Section
 from bench.soak.slope import Slope, slope
-from bench.soak.soak import WINDOW_SECONDS, Found, Sample
+from bench.soak.soak import LOST_PARTS, WINDOW_SECONDS, Found, Sample, lost_parts
 
 WARM_UP: Final = 0.2  # of the run: by then every bounded store is full
 PER_FRAMES: Final = 100_000
 LIMIT_MB: Final = 1.0
 _MB: Final = 1e6
+_CAUSES: Final = ("late", "left_out")
 _NUM_KEPT: Final = 120  # samples in the file
 
 
@@ -39,6 +41,13 @@ def grown(found: Found) -> Slope:
     return slope(x, [each.rss_bytes / _MB for each in samples]).per(PER_FRAMES)
 
 
+def verdict(growth: Slope) -> str:
+    """Whether memory grows by no more than the limit, as far as the interval tells."""
+    if growth.low > LIMIT_MB:
+        return MISSED
+    return MET if growth.high <= LIMIT_MB else UNRESOLVED
+
+
 def _frames(found: Found) -> list[tuple[str, str]]:
     sent, received, lost, unaccounted = totals(found)
     return [
@@ -61,6 +70,7 @@ def _others(found: Found) -> list[tuple[str, str]]:
                 f"{found.spans:,}"
             ),
         ),
+        ("parts of requests that reached no span, and counted", _parts_lost(told)),
         (
             "windows of drift judged, false pages",
             f"{told['drift_windows_total']:,.0f}, {told['drift_pages_total']:.0f}",
@@ -72,6 +82,12 @@ def _others(found: Found) -> list[tuple[str, str]]:
     ]
 
 
+def _parts_lost(told: Mapping[str, float]) -> str:
+    causes = {each: told[series] for each in _CAUSES if (series := lost_parts(each)) in told}
+    by_cause = ", ".join(f"{num:,.0f} {each}" for each, num in causes.items())
+    return f"{told.get(LOST_PARTS, 0.0):,.0f}" + (f" ({by_cause})" if by_cause else "")
+
+
 def _process(samples: Sequence[Sample], growth: Slope) -> list[tuple[str, str]]:
     rss = [each.rss_bytes / _MB for each in samples]
     return [
@@ -80,7 +96,10 @@ def _process(samples: Sequence[Sample], growth: Slope) -> list[tuple[str, str]]:
                 f"growth of resident memory per {PER_FRAMES:,} frames after the warm-up; limit "
                 f"{LIMIT_MB:g} MB"
             ),
-            f"{growth.value:+.2f} MB (95 % {growth.low:+.2f} to {growth.high:+.2f})",
+            (
+                f"{growth.value:+.2f} MB (95 % {growth.low:+.2f} to {growth.high:+.2f}): "
+                f"{verdict(growth)}"
+            ),
         ),
         ("resident memory meanwhile", f"{min(rss):.0f} to {max(rss):.0f} MB"),
         ("open files, first and last third: most", _most([each.num_fds for each in samples])),
@@ -147,7 +166,8 @@ def _notes() -> Sequence[str]:
         "of a second and what it sent was read: the load is as high as the machine allows. "
         "The baseline is too short to arm the traffic channel, which scores every window "
         "nevertheless; no canary runs. A request whose parts come more than two seconds apart, by "
-        "this fast clock, is told of in two spans."
+        "this fast clock, is told of in two spans, or a part of it in none: it came late. A part "
+        "is left out when the thread that makes spans has no room for it."
     )
     growth = (
         "The slope is least squares over averages of neighbouring samples, after a fifth of the "

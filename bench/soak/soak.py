@@ -36,6 +36,7 @@ _MOMENT_SECONDS: Final = 2.0
 _REST_SECONDS: Final = 20  # of the run's clock, after which no part of a request is waited for
 _BASELINE_WINDOWS: Final = 60
 _PER_WINDOW: Final = 40
+LOST_PARTS: Final = "trace_parts_lost_total"
 
 
 class Size(NamedTuple):
@@ -293,12 +294,21 @@ def _rested(metrics_url: str) -> Counter[str]:
     return _told(metrics_url)
 
 
+def lost_parts(cause: str) -> str:
+    """The series of parts of requests that reached no span, as `Found.told` has it."""
+    return f'{LOST_PARTS}{{cause="{cause}"}}'
+
+
 def _told(metrics_url: str) -> Counter[str]:
-    """Families of our own health, added up over their labels."""
+    """Families of our own health, added up over their labels; of lost parts each cause too."""
     text = httpx.get(f"{metrics_url}/metrics", trust_env=False, timeout=120).text
     found: Counter[str] = Counter()
     for line in text.splitlines():
         name, _, value = line.rpartition(" ")
         if not line.startswith("#") and np.isfinite(float(value)):
-            found[name.partition("{")[0].removeprefix("llm_internals_")] += float(value)
+            series = name.removeprefix("llm_internals_")
+            family = series.partition("{")[0]
+            found[family] += float(value)
+            if family == LOST_PARTS:
+                found[series] += float(value)
     return found

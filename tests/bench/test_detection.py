@@ -14,12 +14,12 @@ from bench.detection import (
     compared,
     delay,
     false_pages,
-    report,
     rivals,
     shipped,
     worlds,
 )
-from bench.detection.report import Delay, Section
+from bench.detection.report import Delay
+from bench.report import Section, table
 from sidecar.fold.drift.calibrate import DAY_NS
 from sidecar.fold.drift.fit import Fit
 from sidecar.fold.drift.header import Header
@@ -263,7 +263,7 @@ def test_a_quantile_among_runs_that_never_ended_is_never() -> None:
 def test_a_section_is_a_table_with_its_notes_below() -> None:
     """As Markdown, for the page."""
     section = Section("Title", ("a", "b"), [["1", "2"]], {}, ["note"])
-    assert list(report.table(section)) == [
+    assert list(table(section)) == [
         "### Title",
         "",
         "| a | b |",

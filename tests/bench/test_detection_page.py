@@ -2,7 +2,7 @@
 
 from bench.detection import page
 from bench.detection.__main__ import SECTIONS
-from bench.detection.report import RESULTS
+from bench.report import RESULTS
 
 RESULT = {
     "command": "python -m bench.detection --only merge",

@@ -73,7 +73,8 @@ def test_each_arm_is_compared_with_its_reference(tmp_path, capsys) -> None:
     expected = {("on", "off"): 0.8, ("everything", "off"): 0.5}
     expected |= {("eager-off", "off"): 0.4, ("hooks", "off"): 0.1}
     assert ratios == pytest.approx(expected)
-    assert found["command"] == f"python -m bench.overhead --arms {names} --shape quick --rounds 4"
+    command = f"python -m bench.overhead --arms {names} --shape quick --rounds 4 --json {path}"
+    assert found["command"] == command
     assert {"seed", "machine", "load_average", "shape", "seconds"} <= set(found)
     printed = capsys.readouterr().out
     assert "\n".join(table(found)) in printed

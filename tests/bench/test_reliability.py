@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bench import reliability
-from bench.detection.report import Section
+from bench.report import Section
 
 MADE = Section("What broke", ("what", "lost"), [("everything", "0")], {"lost": [0]}, ["A note."])
 
@@ -29,4 +29,13 @@ def test_sections_stand_in_order_and_other_results_nowhere(tmp_path: Path) -> No
         reliability.write(name, MADE._replace(title=name), "true", 1, tmp_path)
     (tmp_path / "speed.json").write_text(json.dumps({"machine": {}, "rows": []}))
     headings = [each for each in reliability.page(tmp_path).splitlines() if each.startswith("## ")]
-    assert headings == ["## chaos", "## soak", "## another"]
+    fuzz, ending = (reliability.PLANNED[each] for each in ("fuzz", "ending"))
+    others = [f"## {fuzz[0]}", f"## {ending[0]}"]
+    assert headings == ["## chaos", "## soak", *others, "## another"]
+
+
+def test_what_was_not_measured_is_said_with_the_command_that_would(tmp_path: Path) -> None:
+    """Each section that is planned has its place, so that the README may point to it."""
+    text = reliability.page(tmp_path)
+    assert text.count("Not measured yet") == len(reliability.PLANNED)
+    assert "## Things break\n\nNot measured yet: `python -m bench.chaos` would." in text

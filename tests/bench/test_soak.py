@@ -1,14 +1,19 @@
 """The soak at a small size, and the arithmetic of its figures."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.ratios import MET, MISSED, UNRESOLVED
+from bench.report import RESULTS
+from bench.soak import __main__ as command
 from bench.soak import report
 from bench.soak.board import SECOND, START_NS, Board
-from bench.soak.slope import slope
-from bench.soak.soak import Account, Found, Sample, Size, soak
+from bench.soak.slope import Slope, slope
+from bench.soak.soak import LOST_PARTS, Account, Found, Sample, Size, lost_parts, soak
 
 MB = 1_000_000
 
@@ -40,6 +45,56 @@ def test_a_leak_is_told_from_wavering(leak_bytes: float) -> None:
 
     assert growth.low <= leak_bytes / 10 <= growth.high
     assert (growth.low > report.LIMIT_MB) == (leak_bytes > 10)
+
+
+def by_name(table: Sequence[Sequence[str]], start: str) -> str:
+    """The figure of the one row whose name begins so."""
+    (told,) = [row[1] for row in table if row[0].startswith(start)]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("leak_bytes", "num", "told"),
+    [(0.0, 3000, MET), (20.0, 300, MISSED), (10.0, 300, UNRESOLVED)],
+)
+def test_a_missed_limit_is_called_missed(leak_bytes: float, num: int, told: str) -> None:
+    """Beside the figure, and what cannot be told is not called met."""
+    rows = report.section(found(leak_bytes=leak_bytes, num=num)).rows
+
+    assert by_name(rows, "growth").endswith(f": {told}")
+
+
+@pytest.mark.parametrize(("leak_bytes", "status"), [(0.0, 0), (20.0, 1)])
+def test_a_leak_fails_the_command(
+    leak_bytes: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a frame without a name does; the file is written nevertheless."""
+    run, written = found(leak_bytes=leak_bytes, num=3000), []
+    monkeypatch.setattr(command, "soak", lambda *_: run._replace(accounts=[]))
+    monkeypatch.setattr(command.reliability, "write", lambda *told: written.append(told[0]))
+    monkeypatch.setattr(command.reliability, "main", lambda: None)
+    monkeypatch.setattr("sys.argv", ["soak"])
+
+    assert command.main() == status
+    assert written == ["soak"]
+
+
+def test_the_stored_run_says_whether_its_limit_was_kept() -> None:
+    """The page's word follows from the slope in the file."""
+    result = json.loads((RESULTS / "soak.json").read_text(encoding="utf-8"))
+    growth = Slope(**result["figures"]["slope_mb_per_100000_frames"])
+    (line,) = [each for each in result["table"] if each.startswith("| growth")]
+
+    assert line.endswith(f": {report.verdict(growth)} |")
+
+
+def test_parts_of_requests_that_were_lost_are_told_with_their_cause() -> None:
+    """A span that lacks something, or was never made, is in the table."""
+    run = found()
+    lost = {LOST_PARTS: 7.0, lost_parts("late"): 5.0, lost_parts("left_out"): 2.0}
+
+    rows = report.section(run._replace(told={**run.told, **lost})).rows
+    assert by_name(rows, "parts of requests") == "7 (5 late, 2 left_out)"
 
 
 def test_the_slope_is_that_of_a_line() -> None:
@@ -104,4 +159,10 @@ def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     assert run.told["spans_finished_total"] == run.spans
     assert run.told["drift_windows_total"] > 0
     assert min(run.seen[each] for each in ("scrapes", "answers", "events")) > 0
+    assert lost_parts("late") in run.told
     assert report.section(run).rows
+    # One for every request or every second of its clock would be more; answers are too few here.
+    half = len(run.samples) // 2
+    early, late = run.samples[:half], run.samples[half:]
+    assert max(each.num_fds for each in late) <= max(each.num_fds for each in early) + 15
+    assert max(each.num_threads for each in late) <= max(each.num_threads for each in early) + 10

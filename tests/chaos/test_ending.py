@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.ending import NOTE, PROMISED_SECONDS, Load, end
+from bench.ending import NOTE, PROMISED_SECONDS, Load, end_within_a_window
 from sidecar.publish import server
 from sidecar.publish.canary import runner
 from sidecar.publish.drift import fetch, watch
@@ -17,11 +17,12 @@ SMALL = Load(ranks=2, listeners=3, sleepers=3, scrapers=2, requests=20)
 @pytest.mark.parametrize("num_signals", [1, 2])
 def test_it_ends_with_everything_kept(tmp_path: Path, num_signals: int) -> None:
     """With receivers that never answer, and a second signal while it keeps what it learnt."""
-    ended = end(tmp_path, SMALL, num_signals)
+    ended = end_within_a_window(tmp_path, SMALL, num_signals)
 
     assert ended.status == 0
     assert ended.told >= SMALL.requests
-    assert ended.num_closed > 0 or ended.kept >= ended.told
+    assert not ended.has_closed  # or nothing could be said of what was kept
+    assert ended.kept >= ended.told
     assert ended.notes == (NOTE,)
     assert not ended.is_socket_left
     # Measured are seconds (docs/reliability.md); what waits for one of the silent waits for ever.

@@ -10,8 +10,9 @@ import pytest
 import zmq
 
 from sidecar.errors import ChannelError
+from sidecar.wire import channel
 from sidecar.wire.channel import SEND_QUEUE, TRANSPORT_MAX_BYTES, Receiver, Sender
-from sidecar.wire.frame import Body, Frame, Requests, Source, Status, unpack
+from sidecar.wire.frame import Body, Frame, Requests, Source, Status, pack, unpack
 from tests import fakes
 from tests.fakes import ENGINE
 
@@ -102,6 +103,50 @@ def test_a_receiver_that_does_not_read_fills_up_and_never_blocks(
 
     assert sender.num_dropped - before > 2000 - 20 * SEND_QUEUE
     assert seconds < 0.01
+
+
+def test_a_message_that_is_there_is_not_polled_for(
+    receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll costs more than decoding what it asks for (docs/decisions/0017)."""
+    connect(sender, receiver)
+    polls: list[object] = []
+    poll = zmq.Socket.poll
+
+    def counting(socket: "zmq.Socket[bytes]", *told: int) -> int:
+        polls.append(socket)
+        return poll(socket, *told)
+
+    monkeypatch.setattr(zmq.Socket, "poll", counting)
+
+    def is_taken_without_a_poll() -> bool:
+        sender.send(STATUS)
+        time.sleep(0.01)  # or it may be on its way yet
+        before = len(polls)
+        return receiver.receive(60) is not None and len(polls) == before
+
+    eventually(is_taken_without_a_poll)
+    while receiver.receive(0) is not None:
+        pass
+    assert polls
+
+
+def test_what_finds_the_queue_full_is_not_packed(
+    receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow sidecar costs the engine a question for each frame (docs/decisions/0017)."""
+    connect(sender, receiver)
+    packed: list[Frame] = []
+
+    def counting(frame: Frame, key: bytes | None = None) -> bytes:
+        packed.append(frame)
+        return pack(frame, key)
+
+    monkeypatch.setattr(channel, "pack", counting)
+    body = Requests(list(range(3)), [fakes.request()] * 20)
+    num_taken = sum(sender.send(body) for _ in range(2000))
+
+    assert len(packed) == num_taken < 1000
 
 
 def test_closing_never_waits(receiver: Receiver, path: Path) -> None:
