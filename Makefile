@@ -17,7 +17,7 @@ ALL_ARMS := off,on,everything,eager-off,eager-on,hooks
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
 READY := .venv/.stamp
 TOOLS := .tools/.stamp
-SOURCES := $(wildcard bench dashboards examples helm sidecar tests)
+SOURCES := $(wildcard bench dashboards examples helm scripts sidecar tests)
 
 .PHONY: help
 help: ## list these commands
