@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from sidecar.config import PREFIX, ExporterConfig, FleetConfig
 from sidecar.errors import ConfigError, SidecarError
+from sidecar.publish.allocator import give_large_blocks_back
 from sidecar.publish.app import create_api_app, create_metrics_app, create_state
 from sidecar.publish.guard.audited import create_log
 from sidecar.publish.guard.guard import create_guard
@@ -48,6 +49,7 @@ def serve(
     that a second one does not kill a process that is about to end well.
     """
     _log_to_stderr()
+    give_large_blocks_back()  # before there are threads
     with contextlib.ExitStack() as stack:
         stack.callback(_ignore_signals)
         metrics = stack.enter_context(listen("METRICS", config.metrics_host, config.metrics_port))
@@ -77,6 +79,7 @@ def serve_fleet(config: FleetConfig) -> int:
     from sidecar.publish.fleet.app import create_fleet, create_fleet_app  # noqa: PLC0415
 
     _log_to_stderr()
+    give_large_blocks_back()  # before there are threads
     with contextlib.ExitStack() as stack:
         stack.callback(_ignore_signals)
         listener = stack.enter_context(listen("FLEET", config.fleet_host, config.fleet_port))
