@@ -28,4 +28,4 @@ def give_large_blocks_back() -> bool:
         (_TRIM_THRESHOLD, _LARGE_BYTES),
         (_ARENA_MAX, _NUM_ARENAS),
     )
-    return all([mallopt(name, value) == 1 for name, value in options])
+    return {mallopt(name, value) for name, value in options} == {1}
