@@ -34,7 +34,6 @@ _TURN_SECONDS: Final = 0.25
 _ITEM_BYTES: Final = 1024  # about what one signature or message takes beside its numbers
 _BUSY: Final = "the thread that judges drift is busy or stopped; ask again, and read its log"
 _Answer = TypeVar("_Answer")
-_Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 
 
@@ -157,7 +156,7 @@ class Watch:
             self._guarded(self._settle)  # whoever looks after the answer sees what it did
             item.answer.set_result(answer)
 
-    def _guarded(self, action: Callable[[], _Result]) -> _Result | None:
+    def _guarded(self, action: Callable[[], _Answer]) -> _Answer | None:
         """What it returns; None when it raised."""
         try:
             return action()

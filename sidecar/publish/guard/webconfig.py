@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sidecar.config import PREFIX
-from sidecar.errors import ConfigError
+from sidecar.errors import UNREADABLE, ConfigError
 
 _KEY: Final = f"{PREFIX}WEB_CONFIG_FILE"
 _REQUIRED: Final = "RequireAndVerifyClientCert"
@@ -179,7 +179,7 @@ def _loaded(data: bytes) -> Any:
     """What the file says. Raises yaml.YAMLError, whatever PyYAML raises at a value or a depth."""
     try:
         return yaml.safe_load(data)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
     except RecursionError as error:
         raise yaml.YAMLError("nested too deep") from error
