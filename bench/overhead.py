@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,8 +86,11 @@ def _check_arms(parser: argparse.ArgumentParser, arms: Sequence[str]) -> None:
 def workloads(options: argparse.Namespace) -> list[Workload]:
     """Decode-heavy ones, then prefill-heavy ones; larger batches where the device is a GPU."""
     if options.quick:
-        return [Workload("decode", batch, 32, 33) for batch in (1, 8)] + [
-            Workload("prefill", 1, 256, 2)
+        # Some seconds each: a tap flushes once a second, and a short turn would have it all.
+        return [
+            Workload("decode", 1, 32, 257),
+            Workload("decode", 8, 32, 129),
+            Workload("prefill", 32, 256, 2),
         ]
     batches = (1, 8, 32, 128, 256) if options.is_gpu else (1, 8, 32)
     prompt, tokens = 256, 129 if options.is_gpu else 17
@@ -102,9 +106,7 @@ def _measure(folder: Path, options: argparse.Namespace, make: MakeEngine) -> dic
     placing = Placing(options.is_gpu, len(options.arms), most)
     engines: list[Engine] = []
     try:
-        for name in options.arms:  # one after the other, or they would slow each other's start
-            progress(f"loading arm {name}")
-            engines.append(make(name, folder, SHAPES[options.shape], placing))
+        _load(engines, options, lambda name: make(name, folder, SHAPES[options.shape], placing))
         turns: Turns = {}
         counted: list[Turn] = []
         for workload in planned:
@@ -115,6 +117,24 @@ def _measure(folder: Path, options: argparse.Namespace, make: MakeEngine) -> dic
         for engine in engines:
             engine.stop()
     return _told(options, planned, turns, starts)
+
+
+def _load(
+    engines: list[Engine], options: argparse.Namespace, make: Callable[[str], Engine]
+) -> None:
+    """All arms, one after the other, or they would slow each other's start; at once if quick.
+
+    They are added to `engines` as they come, so that who fails leaves none behind.
+    """
+
+    def load(name: str) -> None:
+        progress(f"loading arm {name}")
+        engines.append(make(name))
+
+    with ThreadPoolExecutor(len(options.arms) if options.quick else 1) as pool:
+        for loaded in [pool.submit(load, name) for name in options.arms]:
+            loaded.result()
+    engines.sort(key=lambda each: options.arms.index(each.name))
 
 
 def _take(
@@ -175,7 +195,7 @@ def _told(
         "shape_name": options.shape,
         "shape": SHAPES[options.shape],
         "starts": starts,
-        "start_ratios": start_rows(starts, compared),
+        "start_ratios": [] if options.quick else start_rows(starts, compared),
         "rows": [each._asdict() | {"compared": plain(each.compared)} for each in rows],
     }
 

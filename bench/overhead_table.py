@@ -76,6 +76,12 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
     for each in found["rows"]:
         yield f"| {' | '.join(_cells(each, found['shape_name']))} |"
     yield ""
+    if found["start_ratios"]:
+        yield from _starts(found)
+    yield from _notes(found)
+
+
+def _starts(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| arm | over | load and compile, s | ratio | device memory added | host memory added |"
     yield "|---|---|---:|---:|---:|---:|"
     for each in found["start_ratios"]:
@@ -84,7 +90,10 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
         host = _mb(each["added_host_bytes"])
         yield f"| {each['arm']} | {each['reference']} | {told} | {host} |"
     yield ""
-    yield from _notes(found)
+    yield (
+        "Engines were loaded one after the other, each with a cache of its own; the target for the "
+        f"tap is a ratio of at most {MOST_START:.2f}."
+    )
 
 
 def _cells(each: Mapping[str, Any], shape: str) -> list[str]:
@@ -136,10 +145,6 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Every tapped arm measured all of its work: nothing was shed, lost or left out, or there "
         "would be no figure."
-    )
-    yield (
-        "Engines were loaded one after the other, each with a cache of its own; the target for the "
-        f"tap is a ratio of at most {MOST_START:.2f}."
     )
     if HOOKS in found["arms"]:
         yield (

@@ -109,6 +109,7 @@ class Attention:
         self._pulses = torch.zeros_like(self.pulses)
         self._ring = Ring({"values": self._values, "pulses": self._pulses}, device)
         self._seen = np.zeros(len(layers), np.int64)
+        self._asked: Choice | None = None
         self._absence = absence
         self._totals = list(_totals(layers, first_part))
         ids = [str(each.id) for each in layers]
@@ -127,11 +128,16 @@ class Attention:
         """[max_requests] int64 on the device: places in the batch of those asked for."""
         return self._upload.device[self.max_requests : 2 * self.max_requests]
 
+    def is_asked(self, layer: int) -> bool:
+        """Whether the pass under way is to leave query rows of the layer of this index."""
+        return self._asked is not None and self._asked.num_rows(layer) > 0
+
     def choose(self, tap: EngineTap, read: Callable[[], Batch | None]) -> Choice | None:
         """Whom the next forward pass of `tap` is to be asked for; None for nobody. Step path.
 
         read: the batch of that pass; called when it is somebody's turn.
         """
+        self._asked = None
         orders, every = tap.orders, tap.orders.attention_every
         if not tap.measures_next or every <= 0:
             return None
@@ -148,6 +154,7 @@ class Attention:
 
     def ask(self, choice: Choice) -> None:
         """Have the next forward pass leave the query rows of `choice`. Step path."""
+        self._asked = choice
         asked = np.zeros((3, self.max_requests), np.int64)
         asked[:, : len(choice.rows)] = choice.rows, choice.places, choice.lengths
         self._upload.put(asked.ravel())

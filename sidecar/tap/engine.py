@@ -1,9 +1,9 @@
 """One tapped engine: rows in on the engine's thread, frames out on the pump's.
 
-Step path (`observe`, `settle`, `submit`, `finish`): plan the rows, launch the grouping, append to a
-deque. No wait, no lock, no log. Everything else happens on the pump thread, at its own pace; when
-it falls behind, steps are lost and counted, and the engine does not notice. An instrument that
-keeps failing is disarmed alone.
+Step path (`observe`, `settle`, `submit`, `finish`): plan the rows, put them aside or launch the
+grouping, append to a deque. No wait, no lock, no log. Everything else happens on the pump thread,
+at its own pace; when it falls behind, steps are lost and counted, and the engine does not notice.
+An instrument that keeps failing is disarmed alone.
 """
 
 import time
@@ -31,6 +31,7 @@ from sidecar.tap.records import Ended, Records
 from sidecar.tap.ring import Loan
 from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, Ints, Plan, RowMap
+from sidecar.tap.run import Run
 from sidecar.tap.scan import SITE as SCANNER
 from sidecar.tap.scan import Picked, Scanner
 from sidecar.tap.slab import Selection, Slab
@@ -45,14 +46,14 @@ from sidecar.wire.scan import Scan
 from sidecar.wire.signature import Layout
 
 MAX_PENDING: Final = 4096  # events between two polls; more means that the pump has stopped
-# Between two signatures of one long request: a little less than a second, so that of flushes a
-# second apart none comes too early.
+_HOLD_SHARE: Final = 0.25  # of the time between two flushes, that rows may be put aside for
 
 
 @dataclass
 class Step:
     """A forward pass over `batch`; `loan` is None when it was not measured, for the given cause.
 
+    Or a run of them, `batch` being the last. passed: when each was launched, Unix time, ns.
     accepted: [n] draft tokens accepted of each request; None while that is not known.
     extras: what the row instruments made of the same pass.
     picked: its rows of scanned requests; None when there are none.
@@ -67,6 +68,7 @@ class Step:
     accepted: Ints | None = None
     extras: list[tuple[RowInstrument, Pending]] = field(default_factory=list)
     picked: Picked | None = None
+    passed: list[int] = field(default_factory=list)
 
     @property
     def is_ready(self) -> bool:
@@ -109,6 +111,7 @@ class EngineTap:
     speaks for the requests, and this one for its instruments alone.
     max_requests: requests in one batch at most.
     notary: attests what the model was loaded from; None where another rank does.
+    most_together: steps that may be reduced at once, when each is like the one before.
     step, plan: of the last forward pass observed: its number from 0, and its rows; None when it was
     not planned.
     """
@@ -125,6 +128,7 @@ class EngineTap:
         instruments: Instruments | None = None,
         governor: Governor | None = None,
         notary: Notary | None = None,
+        most_together: int = 1,
     ) -> None:
         self.roster = Roster(config.adapters, config.routes, allow_opt_out=config.allow_opt_out)
         meter = Meter(guard, slab.rows.device)
@@ -147,6 +151,9 @@ class EngineTap:
         self.scanner = Scanner(layer_ids, slab, is_on=config.scans and bool(layer_ids))
         self._events: deque[Step | Reading | Ended] = deque()
         self._undecided: Step | None = None
+        self._run: Run | None = None
+        self._most_together = most_together
+        self._hold_ns = round(_HOLD_SHARE * 1e9 * config.flush_seconds)
         self._records = Records(
             config, layer_ids, self._ledger, self.roster, self._instruments, guard
         )
@@ -196,12 +203,16 @@ class EngineTap:
         plan = self._rows.plan(batch, self.roster.opted_out)
         step = Step(batch, plan, time.time_ns())
         self.step += 1
+        self.plan, self.last_step = plan, step
+        self._undecided = step if plan.has_drafts else None
+        is_kept = False
         try:
-            self._collect(step)
+            is_kept = self._keep(step)
+            if not is_kept:
+                self._collect(step)
         finally:  # planned rows that could not be collected are lost, and must be counted
-            self.plan, self.last_step = plan, step
-            self._undecided = step if plan.has_drafts else None
-            self._events.append(step)
+            if not is_kept:
+                self._events.append(step)
 
     def settle(self, accepted: Ints) -> None:
         """Tell how many draft tokens of each request of the last batch, [n], were accepted."""
@@ -221,6 +232,7 @@ class EngineTap:
     def finish(self, req_ids: Iterable[str]) -> None:
         """Close the accounts of requests that the scheduler has finished. Step path."""
         self._settle_doubt()
+        self._end_run()
         entries = {req_id: self.roster.leave(req_id) for req_id in req_ids}
         if self._is_armed:
             for req_id, slot in self._rows.forget(list(entries)):
@@ -230,6 +242,7 @@ class EngineTap:
     def stop(self) -> None:
         """Report what is left and end the pump."""
         self._settle_doubt()
+        self._end_run()
         self._is_armed = False
         if self._notary is not None:
             self._notary.stop()
@@ -249,27 +262,80 @@ class EngineTap:
         if self._undecided is not None:
             self.settle(np.zeros(len(self._undecided.plan.batch_slots), np.int64))
 
+    def _keep(self, step: Step) -> bool:
+        """Put the rows of a steady batch aside; False when the step is to be reduced alone."""
+        orders, plan = self.orders, step.plan
+        is_steady = (
+            self._rows.is_steady
+            and orders.measures(self.step)
+            and not self.scanner.is_busy(orders.scan)
+        )
+        if self._run is not None and not (is_steady and self._run.takes(plan, orders.selection)):
+            self._end_run()
+        if is_steady and self._run is None:
+            limit = min(self._most_together, self._slab.capacity // max(1, len(plan.groups)))
+            self._run = Run.begin(plan, orders.selection, limit)
+        if not is_steady or self._run is None:
+            return False
+        self._continue(self._run, step)
+        return True
+
+    def _continue(self, run: Run, step: Step) -> None:
+        place = run.next_place
+        self._slab.keep(place)
+        for instrument in self._instruments.rows:
+            site = site_of(instrument)
+            if not self._guard.run(site, instrument.keep, place):
+                run.failed.add(site)
+        run.add(step.batch, step.plan, step.t_ns)
+        if run.is_over(self._hold_ns):
+            self._end_run()
+
+    def _end_run(self) -> None:
+        """Start to reduce what was put aside."""
+        run, self._run = self._run, None
+        if run is not None and run.passed:
+            # Guarded here: the step that is being observed is not to be lost with this one.
+            self._guard.run("step", self._reduce_run, run)
+
+    def _reduce_run(self, run: Run) -> None:
+        step = Step(*run.whole(), run.passed[-1], passed=run.passed)
+        try:
+            self._reduce(step, run)
+        finally:
+            self._events.append(step)
+
     def _collect(self, step: Step) -> None:
         orders = self.orders
         if not orders.measures(self.step):
             step.cause = "shed"
             return
-        step.selection = orders.selection
-        step.loan = self._slab.collect(step.plan, orders.selection)
-        if step.loan is not None:
-            for instrument in self._instruments.rows:
-                pending = self._guard.run(site_of(instrument), instrument.collect, step.plan)
-                if pending is not None:
-                    step.extras.append((instrument, pending))
-            if self.scanner.is_busy(orders.scan):
-                wanted = (step.batch, step.plan, orders.scan, self.roster)
-                step.picked = self._guard.run(SCANNER, self.scanner.collect, *wanted)
+        self._reduce(step)
+        if step.loan is not None and self.scanner.is_busy(orders.scan):
+            wanted = (step.batch, step.plan, orders.scan, self.roster)
+            step.picked = self._guard.run(SCANNER, self.scanner.collect, *wanted)
+
+    def _reduce(self, step: Step, run: Run | None = None) -> None:
+        """Start to reduce the rows of one step, or of a run."""
+        place = None if run is None else run.place
+        step.selection = self.orders.selection if run is None else run.selection
+        step.loan = self._slab.collect(step.plan, step.selection, place)
+        if step.loan is None:
+            return
+        for instrument in self._instruments.rows:
+            site = site_of(instrument)
+            if run is not None and site in run.failed:
+                continue
+            pending = self._guard.run(site, instrument.collect, step.plan, place)
+            if pending is not None:
+                step.extras.append((instrument, pending))
 
     def _drain(self) -> None:
         while self._events and self._events[0].is_ready:
             match self._events.popleft():
                 case Step() as step:
-                    self.governor.passed(step.t_ns)
+                    for t_ns in step.passed or [step.t_ns]:
+                        self.governor.passed(t_ns)
                     self._account(step)
                 case Reading(sampler, pending):
                     self._guard.run_aside(site_of(sampler), sampler.account, pending)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.tap import signature
+from sidecar.tap.aside import Place
 from sidecar.tap.rows import Plan
 from sidecar.wire.frame import Table
 from sidecar.wire.signature import Layout
@@ -49,8 +50,14 @@ class Sampler(Instrument, Protocol):
 class RowInstrument(Instrument, Protocol):
     """An instrument whose in-graph rows are grouped by the plan of a step."""
 
-    def collect(self, plan: Plan) -> Pending | None:
-        """Start to reduce the current rows; None when there is no room. Step path."""
+    def keep(self, place: Place) -> bool:
+        """Put the current rows aside, and say so. Step path."""
+
+    def collect(self, plan: Plan, place: Place | None = None) -> Pending | None:
+        """Start to reduce rows, those at `place` or else the current ones. Step path.
+
+        None when there is no room.
+        """
 
     def account(self, pending: Any, plan: Plan, kept: NDArray[np.bool_] | None) -> None:
         """Add up and free it. kept: [G] groups to count, when drafts were rejected."""

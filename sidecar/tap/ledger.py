@@ -51,12 +51,12 @@ class Ledger:
         accepted: Ints | None = None,
         places: Ints | None = None,
     ) -> None:
-        """Add the grouped rows of one step: [G, L, NUM_SUMS] and [G, L, NUM_BOUNDS].
+        """Add the grouped rows of one step, or of a run: [G, L, NUM_SUMS] and [G, L, NUM_BOUNDS].
 
         accepted: [n] draft tokens accepted of each request, where the plan has draft rows.
         places: indices of the layers that were reduced, when not all were.
         """
-        self.num_steps += 1
+        self.num_steps += plan.num_steps
         self._open(plan, t_ns, accepted)
         groups = _Groups(plan.slots, plan.populations, plan.sizes, sums, bounds)
         if accepted is not None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, Self
 
 from sidecar.errors import WeightsUnread
+from sidecar.tap.cores import unbind
 from sidecar.wire.fields import MAX_LONG_TEXT, MAX_TEXT
 from sidecar.wire.frame import MAX_FILES, File, Manifest
 
@@ -109,6 +110,7 @@ class Notary:
 
     def _run(self) -> None:
         with contextlib.suppress(_Stopped):
+            unbind()
             _step_back()
             self._manifest = self._attested()
             while not self._stopping.wait(self._check_seconds):

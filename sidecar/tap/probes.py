@@ -37,7 +37,8 @@ def row_signals(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     power = h.square().mean(-1).clamp_min(_TINY)
     peak = h.abs().amax(-1) * power.rsqrt()
     cosine = (x * h).mean(-1) * power.rsqrt() * x.square().mean(-1).clamp_min(_TINY).rsqrt()
-    nonfinite = (~torch.isfinite(h)).sum(-1).to(torch.float32)
+    # Floats: a sum of truth values is one of 64-bit integers, four times as wide.
+    nonfinite = torch.where(torch.isfinite(h), 0.0, 1.0).sum(-1)
     return torch.stack([0.5 * power.log(), peak, (1.0 - cosine).clamp_min(0.0), nonfinite])
 
 

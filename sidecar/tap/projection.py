@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sidecar.tap.aside import Aside, Place
 from sidecar.tap.pooling import Part
 from sidecar.tap.probe_file import Probe
 from sidecar.tap.ring import NUM_LOANS, Loan, Ring, Upload
@@ -51,6 +52,14 @@ class Index(NamedTuple):
     distances: torch.Tensor
     firsts: torch.Tensor
     lasts: torch.Tensor
+
+    @classmethod
+    def of(cls, numbers: torch.Tensor, num_rows: int, num_groups: int) -> "Index":
+        """All four from one tensor, in which they follow each other."""
+        # Slices: Tensor.split takes ten times as long.
+        groups, rest = numbers[:num_rows], numbers[num_rows:]
+        distances, rest = rest[:num_rows], rest[num_rows:]
+        return cls(groups, distances, rest[:num_groups], rest[num_groups:])
 
 
 def reduce_rows(
@@ -131,6 +140,7 @@ class Projection:
         self._parts = torch.zeros(max_groups + 1, len(Part), num_columns, device=device)
         self._upload = Upload(2 * (capacity + max_groups), device, _NUM_LOANS)
         self._ring = Ring({"parts": self._parts}, device, _NUM_LOANS)
+        self._aside = Aside(self.rows)
 
     @property
     def layers(self) -> list[int]:
@@ -151,8 +161,16 @@ class Projection:
 
         return project
 
-    def collect(self, plan: Plan) -> Loan | None:
-        """Start to reduce the current rows; None when there is no room. Step path."""
+    def keep(self, place: Place) -> bool:
+        """Put the current rows aside. Step path."""
+        self._aside.put(self.rows, place)
+        return True
+
+    def collect(self, plan: Plan, place: Place | None = None) -> Loan | None:
+        """Start to reduce rows, those at `place` or else the current ones. Step path.
+
+        None when there is no room.
+        """
         if plan.num_groups > self._max_groups or len(plan.groups) > self.rows.shape[1]:
             return None
         loan = self._ring.take()
@@ -161,9 +179,10 @@ class Projection:
         try:
             num_groups, num_rows = plan.num_groups, len(plan.groups)
             uploaded = self._upload.put(np.concatenate(_index(plan)))
-            index = Index(*torch.split(uploaded, [num_rows, num_rows, num_groups, num_groups]))
+            index = Index.of(uploaded, num_rows, num_groups)
             sums, parts = self._sums[: num_groups + 1], self._parts[: num_groups + 1]
-            reduce_rows(self.rows[:, :num_rows].T, index, self._alphas, sums, parts)
+            rows = self.rows[:, :num_rows] if place is None else self._aside.rows(place)
+            reduce_rows(rows.T, index, self._alphas, sums, parts)
             self._ring.send(loan, {"parts": parts[:num_groups]})
         except BaseException:
             self._ring.give_back(loan)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from sidecar.tap.cores import unbind
 from sidecar.tap.guard import Guard
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body
@@ -62,6 +63,7 @@ class Pump:
             self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
+        self._guard.run_aside("pump", unbind)
         self._guard.run_aside("pump", self._sender.open)
         flush_at = time.monotonic() + min(CONNECT_SECONDS, self._flush_seconds)
         while not self._stopping.wait(self._poll_seconds):

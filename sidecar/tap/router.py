@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sidecar.tap.aside import Aside, Place
 from sidecar.tap.guard import Guard
 from sidecar.tap.probes import CHUNK_CELLS
 from sidecar.tap.ring import Loan, Ring, Upload
@@ -166,6 +167,7 @@ class Router:
         self.experts = torch.full(
             (num_layers, shape.num_chosen, capacity), _NO_EXPERT, dtype=torch.int32, device=device
         )
+        self._values_aside, self._experts_aside = Aside(self.values), Aside(self.experts)
         self._capacity = capacity
         self._max_groups = max_groups
         self._has_load = has_load
@@ -181,8 +183,18 @@ class Router:
         self._requests = Tally("router", [layers, list(Phase)])
         self._loads = Tally("expert_load", [layers, experts])
 
-    def collect(self, plan: Plan) -> Loan | None:
-        """Start to add up the current rows by `plan`; None when there is no room. Step path."""
+    def keep(self, place: Place) -> bool:
+        """Put the current rows aside. Step path."""
+        self._values_aside.put(self.values, place)
+        self._experts_aside.put(self.experts, place)
+        self._forget(place.num_rows)
+        return True
+
+    def collect(self, plan: Plan, place: Place | None = None) -> Loan | None:
+        """Start to add up rows by `plan`, those at `place` or else the current ones. Step path.
+
+        None when there is no room.
+        """
         num_rows = len(plan.groups)
         if plan.num_groups > self._max_groups or num_rows > self._capacity:
             return None
@@ -190,7 +202,12 @@ class Router:
         if loan is None:
             return None
         try:
-            self._reduce(loan, plan, num_rows)
+            if place is None:
+                self._reduce(loan, plan, self.values[..., :num_rows], self.experts[..., :num_rows])
+                self._forget(num_rows)
+            else:
+                kept = self._values_aside.rows(place), self._experts_aside.rows(place)
+                self._reduce(loan, plan, *kept)
         except BaseException:
             self._ring.give_back(loan)
             raise
@@ -229,17 +246,18 @@ class Router:
         """The request in `slot` is over."""
         self._requests.clear(slot)
 
-    def _reduce(self, loan: Loan, plan: Plan, num_rows: int) -> None:
+    def _forget(self, num_rows: int) -> None:
+        """What the next pass does not write shall not be taken for its own."""
+        self.values[..., :num_rows].fill_(torch.nan)
+        self.experts[..., :num_rows].fill_(_NO_EXPERT)
+
+    def _reduce(self, loan: Loan, plan: Plan, values: torch.Tensor, experts: torch.Tensor) -> None:
         num_groups = plan.num_groups + 1
         sums, bounds = self._sums[:num_groups], self._bounds[:num_groups]
-        values, experts = self.values[..., :num_rows], self.experts[..., :num_rows]
         groups = self._groups.put(plan.groups)
         group_gates(values, groups, sums, bounds)
         if self._has_load:
             count_experts(experts, groups < plan.num_groups, self._load)
-        # What the next pass does not write shall not be taken for its own.
-        values.fill_(torch.nan)
-        experts.fill_(_NO_EXPERT)
         self._ring.send(loan, {"sums": sums, "bounds": bounds, "load": self._load})
 
     def _add(

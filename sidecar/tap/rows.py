@@ -59,6 +59,7 @@ class Plan(NamedTuple):
     owners, drafts: [G] place in the batch, and which draft token (from 1) a group is the row of, 0
     being any other row; empty without draft tokens.
     entered: requests that have no row before this batch and may be measured, with their slots.
+    num_steps: forward passes that these rows are of.
     """
 
     groups: Ints
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
     owners: Ints = NO_GAP
     drafts: Ints = NO_GAP
     entered: tuple[tuple[int, str], ...] = ()
+    num_steps: int = 1
 
     @property
     def has_drafts(self) -> bool:
@@ -88,6 +90,18 @@ class Plan(NamedTuple):
         """[G] which groups are to be counted, when `accepted` [n] draft tokens were."""
         mine: NDArray[np.bool_] = self.drafts <= accepted[self.owners]
         return mine
+
+    def repeated(self, num_steps: int) -> "Plan":
+        """This plan of a steady batch and those of the steps before it as one, rows by group.
+
+        The rows of a group stand together, in the order of the steps.
+        """
+        return self._replace(
+            groups=np.repeat(self.groups, num_steps),
+            sizes=num_steps * self.sizes,
+            fresh=num_steps * self.fresh,
+            num_steps=num_steps,
+        )
 
     def tokens(self, accepted: Ints | int) -> Ints:
         """[n] tokens that had no row before this batch, when `accepted` [n] draft tokens were."""
@@ -112,6 +126,11 @@ class RowMap:
     def capacity(self) -> int:
         """Slots there are, used or free."""
         return len(self._next)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the last batch had one settled row of each request, and may well be repeated."""
+        return self._steady is not None
 
     def plan(self, batch: Batch, opted_out: Collection[str] = ()) -> Plan:
         """Where the rows of `batch` belong; remembers that they have been seen.

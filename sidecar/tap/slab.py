@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from sidecar.tap import probes
+from sidecar.tap.aside import Aside, Place
 from sidecar.tap.ring import Loan, Ring, Upload
 from sidecar.tap.rows import Plan
 
@@ -52,6 +53,7 @@ class Slab:
             "pulses": torch.zeros(num_layers, device=device),
         }
         self._ring = Ring(results, device)
+        self._aside = Aside(self.rows)
         self._groups = Upload(capacity, device)
 
     def pulses(self) -> list[float]:
@@ -63,10 +65,17 @@ class Slab:
         places = np.array(layers, np.int64)
         return Selection(places, torch.from_numpy(places).to(self.rows.device))
 
-    def collect(self, plan: Plan, selection: Selection | None = None) -> Loan | None:
-        """Start reducing the current rows by `plan`; None when no loan is free. Step path.
+    def keep(self, place: Place) -> None:
+        """Put the current rows aside. Step path."""
+        self._aside.put(self.rows, place)
 
-        selection: the layers to reduce; None for all of them.
+    def collect(
+        self, plan: Plan, selection: Selection | None = None, place: Place | None = None
+    ) -> Loan | None:
+        """Start reducing rows by `plan`; None when no loan is free. Step path.
+
+        selection: the layers to reduce; None for all of them. place: of what was put aside; None
+        for the current rows.
         """
         if plan.num_groups > self.max_groups or len(plan.groups) > self.capacity:
             return None
@@ -74,18 +83,22 @@ class Slab:
         if loan is None:
             return None
         try:
-            self._ring.send(loan, self._reduce(plan, selection, self._ring.target(loan)))
+            rows = self.rows[..., : len(plan.groups)] if place is None else self._aside.rows(place)
+            self._ring.send(loan, self._reduce(rows, plan, selection, self._ring.target(loan)))
         except BaseException:
             self.release(loan)
             raise
         return loan
 
     def _reduce(
-        self, plan: Plan, selection: Selection | None, target: Mapping[str, torch.Tensor]
+        self,
+        rows: torch.Tensor,
+        plan: Plan,
+        selection: Selection | None,
+        target: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         num_groups = plan.num_groups + 1
         sums, bounds = target["sums"][:num_groups], target["bounds"][:num_groups]
-        rows = self.rows[..., : len(plan.groups)]
         if selection is None:
             chosen_sums, chosen_bounds = sums, bounds
         else:  # they stand at the beginning of the result, in order

@@ -57,14 +57,15 @@ def test_arms_take_turns_in_an_order_that_is_reversed_each_round(tmp_path) -> No
     warm, rounds = ["off", "off", "on", "on"], ["off", "on", "on", "off"]
     assert made.asked == 3 * (warm + rounds)
     assert made.num_stopped == 2
-    assert [(each.batch, each.times) for each in made.counted] == [(1, 4), (8, 4), (1, 4)]
+    assert [(each.batch, each.times) for each in made.counted] == [(1, 4), (8, 4), (32, 4)]
 
 
 def test_each_arm_is_compared_with_its_reference(tmp_path, capsys) -> None:
     """The file has the ratios, the seed, the command and the machine; the tables are printed."""
     path = tmp_path / "result.json"
     names = "off,on,everything,eager-off,hooks"
-    overhead.main(["--quick", f"--arms={names}", f"--json={path}"], Engines())
+    options = ["--shape=quick", "--rounds=4", f"--arms={names}", f"--json={path}"]
+    overhead.main(options, Engines())
     found = json.loads(path.read_text())
     ratios = {
         (each["arm"], each["reference"]): each["compared"]["rate"]["ratio"]
@@ -81,6 +82,24 @@ def test_each_arm_is_compared_with_its_reference(tmp_path, capsys) -> None:
     assert "tok/s >= 0.98: MISSED; p99 <= 1.02: MISSED" in printed
     assert "| on | off | 100 to 110 | 1.10 |" in printed
     assert "re-implementation" in printed
+
+
+def test_a_quick_run_loads_all_arms_at_once_and_compares_no_start(tmp_path, capsys) -> None:
+    """They slow each other down then; of those that came none is left when another fails."""
+    path = tmp_path / "result.json"
+    overhead.main(["--quick", f"--json={path}"], Engines())
+    assert json.loads(path.read_text())["start_ratios"] == []
+    assert "load and compile" not in capsys.readouterr().out
+    made = Engines()
+
+    def make(name, *others):
+        if name == "on":
+            raise RuntimeError("did not load")
+        return made(name, *others)
+
+    with pytest.raises(RuntimeError, match="did not load"):
+        overhead.main(["--quick"], make)
+    assert made.num_stopped == 1
 
 
 def test_a_run_goes_on_until_it_is_known_well_enough() -> None:

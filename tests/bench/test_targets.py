@@ -71,7 +71,7 @@ def test_memory_of_the_device_is_held_to_a_share_of_the_model(device_bytes, verd
 def test_what_the_bench_writes_can_be_told(tmp_path) -> None:
     """A run whose tap is slower by a fifth."""
     path = tmp_path / "result.json"
-    overhead.main(["--quick", "--rounds=2", f"--json={path}"], Engines())
+    overhead.main(["--shape=quick", "--rounds=2", f"--json={path}"], Engines())
     lines = list(targets.told({"overhead_quick_cpu": json.loads(path.read_text())}))
     shape = [each.verdict for each in lines if "tiny shape" in each.what]
     assert shape == [MISSED, MISSED, MET]

@@ -114,9 +114,10 @@ def test_scratch_space_is_bounded(monkeypatch) -> None:
     sizes = []
     plain = confidence._signals
 
-    def watched(part: torch.Tensor) -> confidence.TokenSignals:
+    def watched(part: torch.Tensor, scratch: torch.Tensor) -> confidence.TokenSignals:
         sizes.append(part.numel())
-        return plain(part)
+        assert scratch.numel() <= 2 * confidence.CHUNK_LOGITS
+        return plain(part, scratch)
 
     monkeypatch.setattr(confidence, "_signals", watched)
     logits = drawn(10, 100)
@@ -126,6 +127,27 @@ def test_scratch_space_is_bounded(monkeypatch) -> None:
     in_parts = token_signals(logits)
     assert sizes[1:] == [300, 300, 300, 100]
     assert all(torch.equal(a, b) for a, b in zip(whole, in_parts, strict=True))
+
+
+@pytest.mark.parametrize("width", [100, 250, 1000])
+def test_given_scratch_space_is_all_that_is_used(width) -> None:
+    """Whatever it held before, and however many rows fit; a row that does not fit takes its own."""
+    logits = drawn(7, 250)
+    given = torch.full((2, width), torch.nan)
+    found = token_signals(logits, given)
+    assert all(torch.equal(a, b) for a, b in zip(found, token_signals(logits), strict=True))
+
+
+@pytest.mark.parametrize("num_tokens", [129, 256, 257, 300, 1000])
+@pytest.mark.parametrize("places", [(0, 1), (0, -1), (-2, -1), (127, 128), (3, 200)])
+def test_the_two_largest_are_found_wherever_they_stand(num_tokens, places) -> None:
+    """In one block, in two, in what is left over behind the last, and where they are equal."""
+    for margin in (0.0, 1.0):
+        logits = drawn(1, num_tokens).clamp(-5, 5)
+        for place, value in zip(places, (20.0, 20.0 - margin), strict=True):
+            logits[0, place if place < num_tokens else -3] = value
+        expected = reference(logits, [0])
+        np.testing.assert_allclose(measured(logits, [0]), expected, rtol=2e-6, atol=2e-6)
 
 
 class Tap:

@@ -12,6 +12,7 @@ import torch
 
 from sidecar.config import TapConfig
 from sidecar.tap import engine, records
+from sidecar.tap.aside import Place
 from sidecar.tap.engine import MAX_PENDING, EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instruments
@@ -62,6 +63,7 @@ class Served:
         sender: Sender | None = None,
         instruments: Instruments | None = None,
         layer_ids: list[int] = LAYER_IDS,
+        most_together: int = 1,
         **options: object,
     ) -> None:
         config = TapConfig(socket=path, flush_seconds=0.05, **options)
@@ -83,6 +85,7 @@ class Served:
             guard,
             max_requests=4,
             instruments=instruments,
+            most_together=most_together,
         )
         self.position: dict[str, int] = {}
         self.prompt: dict[str, int] = {}
@@ -347,7 +350,7 @@ class BrokenSlab:
         self.num_released = 0
         self.pulses = slab.pulses
 
-    def collect(self, plan: object, selection: object = None) -> "BrokenSlab":
+    def collect(self, *_: object) -> "BrokenSlab":
         return self
 
     is_ready = True
@@ -750,6 +753,7 @@ class Counting:
         self.accounted: list[object] = []
         self.kept: list[object] = []
         self.cleared: list[int] = []
+        self.places: list[Place] = []
 
     def add(self, slot: int) -> None:
         for tally, owner in ((self.tally, slot), (self.whole, 0)):
@@ -779,7 +783,11 @@ class Sampled(Counting):
 class Grouped(Counting):
     """A row instrument."""
 
-    def collect(self, plan: Plan) -> Numbers | None:
+    def keep(self, place: Place) -> bool:
+        self.places.append(place)
+        return True
+
+    def collect(self, plan: Plan, place: Place | None = None) -> Numbers | None:
         return Numbers(int(plan.batch_slots[0]))
 
     def account(self, pending: Numbers, plan: Plan, kept: object) -> None:
@@ -794,7 +802,7 @@ class Broken(Sampled, Grouped):
     def _fail(self, *_: object) -> None:
         raise RuntimeError("a bug of an instrument")
 
-    collect = account = totals = of_request = clear = _fail  # type: ignore[assignment]
+    keep = collect = account = totals = of_request = clear = _fail  # type: ignore[assignment]
 
 
 def instrumented(path, guard: Guard, *rows: object, samplers: tuple = (), **options) -> Served:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sidecar.tap import projection as room
+from sidecar.tap.aside import Place
 from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import RowInstrument
 from sidecar.tap.pooling import Part, Pooling, Rows
@@ -123,6 +124,25 @@ def test_scores_and_sketches_are_those_of_the_rows(drawn, data) -> None:
     model = tapped(made, guard)
     assert_scores(made, model, requests, served(made, model, requests, cuts))
     assert not guard.errors
+
+
+def test_a_run_of_steps_is_scored_as_its_steps_are() -> None:
+    """Rows that were put aside step by step, by every pooling: their order counts for two."""
+    made, guard = projection(), Guard(3)
+    model = tapped(made, guard)
+    requests = [(name, 5, tokens(5 + 6, seed).numpy()) for seed, name in enumerate("ab")]
+    slots: dict[str, int] = {}
+    for number, (plan, hidden) in enumerate(steps(RowMap(8), requests, [[5, 5], *[[1, 1]] * 6])):
+        slots |= {name: slot for slot, name in plan.entered}
+        model(torch.arange(len(hidden)), torch.from_numpy(hidden))
+        if not number:
+            made.account(made.collect(plan), plan, None)
+            continue
+        place = Place(2, 8, number)
+        assert made.keep(place)
+    whole = plan.repeated(place.num_steps)
+    made.account(made.collect(whole, place), whole, None)
+    assert_scores(made, model, requests, slots)
 
 
 @pytest.mark.parametrize("has_ema", [True, False])

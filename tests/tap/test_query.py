@@ -1,12 +1,13 @@
 """The query tap: rows that were asked for leave the graph, whatever is asked for."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from sidecar.tap.query import PICKS, PULSE, QUERIES, attach_query
+from sidecar.tap.query import PICKS, PULSE, QUERIES, attach_aside, attach_query
 
 SIZE = 6
 
@@ -134,3 +135,50 @@ def test_detaching_leaves_the_module_as_it_was(guard) -> None:
     for layer in tapped.model.layers:
         assert not any(hasattr(layer, name) for name in (PICKS, QUERIES, PULSE))
         assert not layer._forward_pre_hooks
+
+
+class Backend:
+    """What runs in an opaque operation of vLLM's on a CPU."""
+
+    def forward(self, layer, query, key, *, output):
+        """Says what it was given."""
+        return layer, query, key, output
+
+
+@pytest.fixture
+def aside(guard):
+    """A backend with its tap, and what it leaves."""
+    made = SimpleNamespace(backend=Backend(), is_asked=True, guard=guard)
+    made.picks, made.queries = torch.tensor([2, 9, 0]), torch.zeros(3, SIZE)
+    made.pulse = torch.zeros((), dtype=torch.int64)
+    wanted = (lambda: made.is_asked, made.picks, made.queries, made.pulse)
+    made.detach = attach_aside(made.backend, *wanted, guard)
+    return made
+
+
+def test_beside_the_graph_only_what_is_asked_for_is_copied(aside) -> None:
+    """The same rows, clamped; the pulse counts the passes that were asked."""
+    rows = torch.randn(4, 2, 3)
+    assert aside.backend.forward("layer", rows, "key", output="out") == (
+        "layer",
+        rows,
+        "key",
+        "out",
+    )
+    torch.testing.assert_close(aside.queries, rows[[2, 3, 0]].flatten(1))
+    aside.is_asked = False
+    aside.backend.forward("layer", torch.zeros(4, 2, 3), "key", output="out")
+    torch.testing.assert_close(aside.queries, rows[[2, 3, 0]].flatten(1))
+    assert int(aside.pulse) == 1
+
+
+def test_beside_the_graph_the_backend_runs_whatever_happens_to_us(aside) -> None:
+    """A query of another shape is left alone; what raises of ours is counted, theirs passes."""
+    aside.backend.forward("layer", torch.ones(4, 5), "key", output=None)
+    assert int(aside.pulse) == 0
+    aside.queries.resize_(3, 0)
+    assert aside.backend.forward("layer", torch.ones(4, 0, 3), "key", output=1)[3] == 1
+    with pytest.raises(TypeError, match="output"):
+        aside.backend.forward("layer", torch.ones(4, 2, 3), "key")
+    aside.detach()
+    assert aside.backend.forward.__func__ is Backend.forward

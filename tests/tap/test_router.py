@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sidecar.tap import router as room
+from sidecar.tap.aside import Place
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.router import (
     EXPERTS,
@@ -324,6 +325,31 @@ def check(table: Table, phase: int, values: np.ndarray) -> None:
     np.testing.assert_allclose(cells.sums[:, phase], want, rtol=1e-5)
     np.testing.assert_array_equal(cells.extremes[:, phase, :, 0], values.min(-1))
     np.testing.assert_array_equal(cells.extremes[:, phase, :, 1], values.max(-1))
+
+
+def test_a_run_of_steps_is_added_up_as_its_steps_are() -> None:
+    """Two requests decode for three steps whose rows are put aside; then one step alone."""
+    made, rows = (
+        Router(LAYERS, SHAPE, CAPACITY, MAX_GROUPS, torch.device("cpu"), has_load=True),
+        RowMap(4),
+    )
+    load, values = 0, []
+    for number in range(4):
+        plan = rows.plan(batch(("a", 10 + number, 1, 5), ("b", 20 + number, 1, 5)))
+        seen = Pass(made, 2, seed=number)
+        load = load + seen.load(np.arange(2))
+        values.append(seen.values)
+        if number < 3:
+            place = Place(2, 4, number + 1)
+            assert made.keep(place)
+            assert made.values[..., :2].isnan().all()
+    kept = plan.repeated(3)
+    made.account(made.collect(kept, place), kept, None)
+    step(made, plan)
+    found = tables(made)
+    check(found["router"], 1, np.concatenate(values, -1))
+    counts = Cells.unpack(found["expert_load"]).count.reshape(len(LAYERS), NUM_EXPERTS)
+    np.testing.assert_array_equal(counts, load)
 
 
 def test_rows_are_added_up_per_request_and_phase() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from sidecar.tap.confidence import Confidence, LogitRows, token_signals
+from sidecar.tap.confidence import Confidence, LogitRows
 from sidecar.tap.engine import EngineTap, Step
 
 _GROUP: Final = "confidence"
@@ -66,5 +66,5 @@ class NextToken:
         # Clamped: an index too large would kill the process of a GPU.
         places = tokens.to(logits.device).long().clamp(0, logits.shape[-1] - 1)
         chosen = logits.gather(-1, places.unsqueeze(-1)).squeeze(-1)
-        values = token_signals(logits).with_surprisal(chosen)
+        values = self._sampler.read(logits).with_surprisal(chosen)
         self._sampler.collect(self._tap, step, LogitRows.of(step.batch), values)

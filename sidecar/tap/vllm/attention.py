@@ -17,7 +17,7 @@ from sidecar.errors import TapRefused
 from sidecar.tap.attention import GROUP, Absence, Attention, Layer
 from sidecar.tap.concentration import Keys
 from sidecar.tap.engine import EngineTap
-from sidecar.tap.query import attach_query
+from sidecar.tap.query import attach_aside, attach_query
 from sidecar.tap.rows import Batch
 from sidecar.tap.signature import evenly
 from sidecar.tap.turns import Choice
@@ -62,8 +62,7 @@ def fit(bench: Workbench) -> None:
         absence,
     )
     for index, found in enumerate(chosen):
-        queries, pulse = sampler.queries[index], sampler.pulses[index]
-        bench.undo.callback(attach_query(found.module, sampler.picks, queries, pulse, bench.guard))
+        bench.undo.callback(_attach(found.module, sampler, index, bench))
     instruments = bench.instruments
     instruments.samplers.append(sampler)
     ids = [found.layer for found in chosen]
@@ -130,6 +129,14 @@ class Seat:
             except Exception as error:  # the other layers may do
                 self._guard.count(f"{GROUP}_rehearsal", error)
                 self._sampler.refuse(layer, f"failed its rehearsal: {error!r}; see the log")
+
+
+def _attach(module: Any, sampler: Attention, index: int, bench: Workbench) -> Callable[[], None]:
+    """Have the queries of `module` leave their rows; returns the undo."""
+    wanted = (sampler.picks, sampler.queries[index], sampler.pulses[index], bench.guard)
+    if bench.device.type == "cpu" and callable(getattr(module.impl, "forward", None)):
+        return attach_aside(module.impl, functools.partial(sampler.is_asked, index), *wanted)
+    return attach_query(module, *wanted)
 
 
 def _check_parallelism(parallel: Any) -> None:

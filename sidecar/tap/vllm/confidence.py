@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from sidecar.errors import TapRefused
-from sidecar.tap.confidence import Confidence, LogitRows, TokenSignals, token_signals
+from sidecar.tap.confidence import Confidence, LogitRows, TokenSignals
 from sidecar.tap.engine import EngineTap, Step
 from sidecar.tap.roster import Roster
 from sidecar.tap.vllm import runner_v2
@@ -98,7 +98,7 @@ class _Listener:
             return None
         is_overwritten = overwrites_float32 and logits.dtype == torch.float32
         kept = logits.clone() if is_overwritten else logits
-        return _Begun(step, rows, kept, token_signals(logits))
+        return _Begun(step, rows, kept, self._sampler.read(logits))
 
     def _end(self, begun: _Begun, output: Any) -> None:
         tokens = self._sampler.chosen(begun.rows, output.sampled_token_ids)

@@ -17,6 +17,7 @@ import numpy as np
 from sidecar import __version__
 from sidecar.config import TapConfig
 from sidecar.errors import ConfigError, SidecarError, TapRefused, WeightsUnread
+from sidecar.tap.aside import MAX_STEPS
 from sidecar.tap.engine import EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.nameplate import Nameplate
@@ -172,6 +173,7 @@ class Seat:
                 bench.max_requests,
                 bench.instruments,
                 notary=self._notary(),
+                most_together=MAX_STEPS,
             )
             observe = functools.partial(self._observe, tap)
             _runner_module(runner).wrap(runner, self._draft_counts, observe)

@@ -21,7 +21,9 @@ MAX_BLOCKS, NUM_BLOCKS, HIDDEN = 4, 40, 16
 class Attention(nn.Module):
     """vllm.model_executor.layers.attention.Attention: the attributes that are read."""
 
-    def __init__(self, seed: int = 0, backend: str = "FLASH_ATTN", **changes: Any) -> None:
+    def __init__(
+        self, seed: int = 0, backend: str = "FLASH_ATTN", *, is_opaque: bool = False, **changes: Any
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.weight = torch.randn(2, HIDDEN, NUM_HEADS * HEAD_SIZE, generator=generator)
@@ -32,6 +34,8 @@ class Attention(nn.Module):
         self.impl = SimpleNamespace(
             scale=0.5, sinks=None, alibi_slopes=None, logits_soft_cap=0, num_heads=NUM_HEADS
         )
+        if is_opaque:
+            self.impl.forward = lambda _layer, query, *_args, **_kwargs: query
         self.kv_cache = torch.tensor([])
         self._k_scale = torch.tensor(1.0)
         for name, value in changes.items():
@@ -53,6 +57,8 @@ class Attention(nn.Module):
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: Any = None) -> torch.Tensor:
         """Nothing is attended to; the layer above adds what it likes."""
+        if hasattr(self.impl, "forward"):  # vLLM always has one, in an operation of its own
+            return self.impl.forward(self, query.view(-1, NUM_HEADS, HEAD_SIZE), key, value)
         return query
 
 

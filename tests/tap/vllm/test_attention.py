@@ -122,6 +122,11 @@ def expected(model: Model, layer: int, req_id: str, position: int) -> np.ndarray
     return concentration(module.impl.scale * torch.einsum("hd,nhd->hn", query, keys))
 
 
+def opaque_model() -> Model:
+    """Three layers whose queries are seen by their backends, as on a CPU."""
+    return Model(*(Attention(seed, is_opaque=True) for seed in range(3)))
+
+
 def check(made: Served, req_id: str, phase: int, positions: list[int]) -> None:
     """The means of a request are those of these rows, at every layer."""
     cells = made.of(req_id)
@@ -131,10 +136,12 @@ def check(made: Served, req_id: str, phase: int, positions: list[int]) -> None:
         np.testing.assert_allclose(cells.sums[layer, phase, :, 0], sum(rows), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_opaque", [False, True], ids=["in the graph", "beside it"])
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_each_request_gets_the_numbers_of_its_own_rows(runner, served) -> None:
+def test_each_request_gets_the_numbers_of_its_own_rows(runner, is_opaque, served) -> None:
     """Through arrivals, chunks, decodes and a changing order, at every layer."""
-    made = served(runner)
+    made = served(runner, model=opaque_model() if is_opaque else None)
+    assert hasattr(made.model.attentions[0], QUERIES) is not is_opaque
     made.step(Row("c", 0, 20, 33), Row("a", 0, 5, 5))
     made.step(Row("a", 5, 1, 5), Row("c", 20, 13, 33), Row("b", 0, 3, 3))
     made.step(Row("b", 3, 1, 3), Row("c", 33, 1, 33))
@@ -184,9 +191,10 @@ def test_the_row_before_the_drafts_is_sampled(served) -> None:
     check(made, "b", 1, [5])
 
 
-def test_layers_take_turns_and_a_forced_request_does_not_wait(served) -> None:
+@pytest.mark.parametrize("is_opaque", [False, True], ids=["in the graph", "beside it"])
+def test_layers_take_turns_and_a_forced_request_does_not_wait(is_opaque, served) -> None:
     """Of 3 layers and 4 steps each is sampled once; the forced request at all, always."""
-    made = served(attention_every=4)
+    made = served(attention_every=4, model=opaque_model() if is_opaque else None)
     made.tap.roster.forced.add("f")
     for step in range(4):
         made.step(Row("a", 10 + step, 1, 5), Row("f", 20 + step, 1, 5))
@@ -218,6 +226,16 @@ def test_nothing_is_sampled_when_orders_say_so(orders, served) -> None:
     made.step(Row("a", 10, 1, 5))
     assert list(made.sampler.totals()) == []
     assert made.sampler.pulses.tolist() == [1, 1, 1]
+    assert made.guard.errors == {}
+
+
+def test_a_pass_that_nobody_asks_copies_nothing_beside_the_graph(served) -> None:
+    """Not even after one that was asked: most passes sample no layer."""
+    made = served(model=opaque_model(), attention_every=1000)
+    for step in range(4):
+        made.step(Row("a", 10 + step, 1, 5))
+    made.runner.model(torch.arange(2), torch.full((2, 16), torch.nan))
+    assert made.sampler.pulses.tolist() == [1, 0, 0]
     assert made.guard.errors == {}
 
 

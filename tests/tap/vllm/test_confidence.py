@@ -9,7 +9,7 @@ import torch
 
 from sidecar.config import TapConfig
 from sidecar.errors import TapRefused
-from sidecar.tap.confidence import token_signals
+from sidecar.tap.confidence import Confidence, token_signals
 from sidecar.tap.engine import Step
 from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instruments
@@ -223,7 +223,7 @@ def test_logits_of_another_kind_are_the_hosts_business(runner) -> None:
 def test_an_exception_of_ours_reaches_nobody(runner, monkeypatch) -> None:
     """The step returns what it returns; the site is disarmed at the limit."""
     made = Seated(runner()).fit()
-    monkeypatch.setattr(confidence, "token_signals", lambda _: 1 / 0)
+    monkeypatch.setattr(Confidence, "read", lambda _sampler, _logits: 1 / 0)
     for _ in range(5):
         made.observe(batch_of("ab"))
         assert made.sample(logits_of(2)).sampled_token_ids.shape == (2, 1)
