@@ -11,7 +11,7 @@ PYTHON ?=
 BIN := .venv/bin
 # That of .venv has PyTorch for CPU: on a GPU, the one that serves vLLM there.
 KERNELS_PYTHON ?= $(BIN)/python
-ALL_ARMS := off,on,everything,eager-off,eager-on,hooks
+ALL_ARMS := off,again,on,everything,eager-off,eager-on,hooks
 # Once more for a test that failed, told as such: on a shared machine a neighbour may take a second
 # away. What fails twice fails; what passed only then is named at the end, and is a bug to mend.
 PYTEST := $(BIN)/python -m pytest --reruns 1 --reruns-delay 2 -rR
@@ -88,7 +88,7 @@ runbooks: setup ## have alerts and dashboards name your copy of docs/runbooks: U
 
 .PHONY: bench
 bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; under 30 minutes on 2 cores
-	@$(BIN)/python -m bench.overhead --rounds 8 --json build/bench/overhead.json
+	@$(BIN)/python -m bench.overhead --arms off,again,on --rounds 8 --json build/bench/overhead.json
 	@$(BIN)/python -m bench.capacity --only ingest,sender,growth --results build/bench
 	@$(BIN)/python -m bench.capacity --only memory --quick --results build/bench
 	@$(BIN)/python -m bench.scrape --json build/bench/scrape.json
@@ -97,8 +97,8 @@ bench: setup ## what it costs and takes: tap on over off, sidecar, fleet; under 
 .PHONY: bench-gpu
 bench-gpu: ## the same of the tap on a GPU, in the environment that serves vLLM there: KERNELS_PYTHON=...
 	@$(KERNELS_PYTHON) -m bench.overhead --shape 0.6b --arms $(ALL_ARMS) --json bench/results/overhead_gpu_0.6b.json
-	@$(KERNELS_PYTHON) -m bench.overhead --shape 8b --json bench/results/overhead_gpu_8b.json
-	@$(KERNELS_PYTHON) -m bench.overhead --shape 70b-layers --json bench/results/overhead_gpu_70b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 8b --arms off,again,on --json bench/results/overhead_gpu_8b.json
+	@$(KERNELS_PYTHON) -m bench.overhead --shape 70b-layers --arms off,again,on --json bench/results/overhead_gpu_70b.json
 	@$(KERNELS_PYTHON) -m bench.kernels
 
 .PHONY: performance

@@ -1,10 +1,12 @@
 """The arms of the comparison: what each is configured with, and whether it did all of that.
 
-`off` has no tap, `on` has the default settings, `everything` measures all that can be measured in
-every step. `eager-off` and `eager-on` are the first two without torch.compile and CUDA graphs.
-`hooks` is the technique that others observe models by, re-implemented by us: eager, and a hook on
-each layer that copies its output to the CPU. The tapped ones have no budget, so that nothing is
-left out; an arm that left anything out all the same is found by `flaws`, and its figure is void.
+`off` has no tap, and `again` is the same once more, in a process of its own: what engines that are
+alike differ by, which more turns of the same two cannot show. `on` has the default settings,
+`everything` measures all that can be measured in every step. `eager-off` and `eager-on` are `off`
+and `on` without torch.compile and CUDA graphs. `hooks` is the technique that others observe models
+by, re-implemented by us: eager, and a hook on each layer that copies its output to the CPU. The
+tapped ones have no budget, so that nothing is left out; an arm that left anything out all the same
+is found by `flaws`, and its figure is void.
 """
 
 import json
@@ -18,10 +20,11 @@ from safetensors.numpy import save_file
 from sidecar.config import TapConfig
 from sidecar.publish.metrics.collectors import UNOBSERVED
 
-OFF, ON, EVERYTHING = "off", "on", "everything"
+OFF, AGAIN, ON, EVERYTHING = "off", "again", "on", "everything"
 EAGER_OFF, EAGER_ON, HOOKS = "eager-off", "eager-on", "hooks"
 # What each arm is compared with. Only a compiled engine without a tap is what others would run.
 REFERENCE: Final = {
+    AGAIN: OFF,
     ON: OFF,
     EVERYTHING: OFF,
     EAGER_OFF: OFF,

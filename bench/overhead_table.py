@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench.arms import HOOKS, ON, REFERENCE
+from bench.arms import AGAIN, HOOKS, ON, REFERENCE
 from bench.engines import Workload
 from bench.ratios import Comparison, Ratio, Taken, compare, verdict
 from bench.shapes import LEAST_RATE, MOST_DEVICE_MEMORY, MOST_START, MOST_TOKEN_TIME
@@ -146,6 +146,11 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
         "Every tapped arm measured all of its work: nothing was shed, lost or left out, or there "
         "would be no figure."
     )
+    if AGAIN in found["arms"]:
+        yield (
+            "`again` is `off` once more: engines that are alike differ by so much from process to "
+            "process, and an interval over turns of the same two does not know of it."
+        )
     if HOOKS in found["arms"]:
         yield (
             "`hooks` is our re-implementation of a common technique (eager mode, a forward hook "

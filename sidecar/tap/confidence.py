@@ -8,7 +8,7 @@ waits: the values stay on the device until the ring brings them.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from sidecar.tap.tally import Tally
 from sidecar.wire.frame import Table
 from sidecar.wire.signals import GROUPS
 
-# Logits at a time: two float32 copies of so many stay in a core's cache, and are reused where the
-# memory is our own. On a GPU small pieces would cost launches; there its allocator keeps 64 MB.
+# Logits at a time: two float32 copies of so many stay in a core's cache, in memory that is kept.
+# Where none is given it is taken anew, at most 64 MB.
 CHUNK_LOGITS: Final = 1 << 23
-_CHUNK_LOGITS_CPU: Final = 1 << 18
+_KEPT_LOGITS: Final = 1 << 18
 
 _BLOCK: Final = 128  # logits of which the largest is found first
 _FLOOR: Final = -1e4  # e to the power of it is 0
@@ -48,6 +48,17 @@ class TokenSignals(NamedTuple):
     top_logit: torch.Tensor
     log_total: torch.Tensor
 
+    def values(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """[N, S] in wire order, given the tokens [N], int64, that were chosen. Step path.
+
+        logits: those that were read. Clamped: a token that is none, such as that of a row of NaN,
+        would kill a GPU's engine.
+        """
+        if logits.is_cuda:
+            return _kernels().choose(self, logits, tokens)
+        places = tokens.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+        return self.with_surprisal(logits.gather(-1, places).squeeze(-1))
+
     def with_surprisal(self, chosen: torch.Tensor) -> torch.Tensor:
         """[N, S] in wire order, given the logits [N] of the chosen tokens.
 
@@ -64,8 +75,11 @@ def token_signals(logits: torch.Tensor, scratch: torch.Tensor | None = None) -> 
 
     A logit of -inf is a token of probability 0 and adds nothing. A row of nothing else, or with a
     NaN, has no distribution, and its values are not finite. V is at least 2.
-    scratch: [2, at least V] float32, overwritten; memory is taken anew without it.
+    scratch: [2, at least V] float32, overwritten; memory is taken anew without it. A GPU needs
+    none.
     """
+    if logits.is_cuda:
+        return TokenSignals(*_kernels().read(logits).unbind())
     if scratch is None or scratch.shape[1] < logits.shape[-1]:
         num_rows = min(len(logits), max(1, CHUNK_LOGITS // logits.shape[-1]))
         scratch = logits.new_empty(2, num_rows * logits.shape[-1], dtype=torch.float32)
@@ -106,6 +120,13 @@ def _two_largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         candidates = torch.cat([inside, best[:, 1:], values[:, whole:]], -1)
     first, second = candidates.topk(2).values.unbind(-1)
     return first, second
+
+
+def _kernels() -> Any:
+    # Triton is loaded only where a GPU is: elsewhere its first import costs seconds.
+    from sidecar.tap import confidence_kernel  # noqa: PLC0415
+
+    return confidence_kernel
 
 
 class LogitRows(NamedTuple):
@@ -183,11 +204,18 @@ class Confidence:
         self._requests = Tally(_GROUP, [adapters])
         self._known: tuple[Ints, Ints] | None = None
         on_cpu = device.type == "cpu"
-        self._scratch = torch.empty(2, _CHUNK_LOGITS_CPU) if on_cpu else None
+        self._scratch = torch.empty(2, _KEPT_LOGITS) if on_cpu else None
 
     def read(self, logits: torch.Tensor) -> TokenSignals:
         """Signals of each row of `logits`, [N, V], which are left as they are. Step path."""
         return token_signals(logits, self._scratch)
+
+    def rehearse(self, num_tokens: int, dtypes: Iterable[torch.dtype]) -> None:
+        """Measure logits of every type that may come, so that no request waits for a compiler."""
+        for dtype in dtypes:
+            logits = self._values.new_zeros(2, num_tokens, dtype=dtype)
+            tokens = torch.zeros(2, dtype=torch.int64, device=logits.device)
+            self.read(logits).values(logits, tokens)
 
     def chosen(self, rows: LogitRows, sampled: torch.Tensor) -> torch.Tensor:
         """The token that each row of logits led to, [N]; of rejected rows any. Step path.

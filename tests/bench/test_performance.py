@@ -62,7 +62,7 @@ def test_what_was_not_measured_is_said_with_the_command_that_would() -> None:
     """A GPU that could not be had above all."""
     text = performance.page({})
     assert text.count("Not measured yet") == len(performance.PLACES)
-    assert "`python -m bench.overhead --shape 8b --arms off,on --json" in text
+    assert "`python -m bench.overhead --shape 8b --arms off,again,on --json" in text
     assert "Not measured yet" in scale.page({})
 
 
@@ -87,7 +87,7 @@ def test_the_cpu_of_a_scrape_is_held_against_its_target(cpu_ms, told) -> None:
 def test_overhead_is_told_with_its_verdicts(tmp_path) -> None:
     """As the bench itself prints it."""
     path = tmp_path / "result.json"
-    overhead.main(["--quick", "--rounds=2", f"--json={path}"], Engines())
+    overhead.main(["--shape=quick", "--rounds=2", f"--json={path}"], Engines())
     text = performance.page({"overhead_quick_cpu": json.loads(path.read_text())})
     assert "| on | off | decode | 8 |" in text
     assert "tok/s >= 0.98: MISSED" in text

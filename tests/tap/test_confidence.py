@@ -1,5 +1,7 @@
 """Confidence: the numbers against float64, and each generated token counted once, for its own."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -36,10 +38,24 @@ def reference(logits: torch.Tensor, chosen: list[int]) -> np.ndarray:
     return np.array(rows)
 
 
-def measured(logits: torch.Tensor, chosen: list[int]) -> np.ndarray:
+def by_torch(logits: torch.Tensor, chosen: list[int]) -> np.ndarray:
     """The same by the code, [N, S]."""
-    at = torch.tensor(chosen).unsqueeze(-1)
-    return token_signals(logits).with_surprisal(logits.gather(-1, at).squeeze(-1)).numpy()
+    return token_signals(logits).values(logits, torch.tensor(chosen)).numpy()
+
+
+def by_kernels(logits: torch.Tensor, chosen: list[int], num_parts: int = 4) -> np.ndarray:
+    """The same by the kernels of a GPU, in Triton's interpreter: chosen at their import."""
+    kernels = importlib.import_module("sidecar.tap.confidence_kernel")
+    # The interpreter computes with numpy, which warns of numbers that are not finite.
+    with np.errstate(all="ignore"):
+        signals = kernels.read(logits, block=64, num_parts=num_parts)
+        return kernels.choose(signals.unbind(), logits, torch.tensor(chosen)).numpy()
+
+
+@pytest.fixture(params=[by_torch, by_kernels], ids=["torch", "triton"])
+def measured(request):
+    """Each form of the operation."""
+    return request.param
 
 
 def drawn(num_rows: int, num_tokens: int, scale: float = 3.0) -> torch.Tensor:
@@ -54,7 +70,7 @@ def test_the_columns_are_those_of_the_wire() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_tokens", [2, 50, 5000])
-def test_signals_are_those_of_their_formulas(dtype, num_tokens) -> None:
+def test_signals_are_those_of_their_formulas(measured, dtype, num_tokens) -> None:
     """Of logits of any type, as they stand in it."""
     logits = drawn(9, num_tokens).to(dtype)
     chosen = [number % num_tokens for number in range(9)]
@@ -64,7 +80,7 @@ def test_signals_are_those_of_their_formulas(dtype, num_tokens) -> None:
 
 
 @pytest.mark.parametrize("offset", [-3e4, 3e4])
-def test_large_logits_lose_no_digits(offset) -> None:
+def test_large_logits_lose_no_digits(measured, offset) -> None:
     """Surprisal and entropy are differences: what all logits have in common is taken off first."""
     logits = drawn(4, 300).double().float() + offset
     expected = reference(logits, [0, 1, 2, 3])
@@ -82,7 +98,7 @@ def test_large_logits_lose_no_digits(offset) -> None:
     ],
     ids=["flat", "one token allowed", "two allowed", "certain", "extreme"],
 )
-def test_a_grammars_mask_and_certainty_are_numbers(row, chosen, expected) -> None:
+def test_a_grammars_mask_and_certainty_are_numbers(measured, row, chosen, expected) -> None:
     """p log p is 0 at p = 0, whatever the logit."""
     found = measured(torch.tensor([row]), [chosen])[0]
     np.testing.assert_allclose(found, np.array(expected), rtol=1e-6, atol=1e-6)
@@ -93,7 +109,7 @@ def test_a_grammars_mask_and_certainty_are_numbers(row, chosen, expected) -> Non
     [[-INF] * 4, [0.0, torch.nan, 1.0, 2.0], [INF, 0.0, 1.0, 2.0]],
     ids=["all forbidden", "nan", "inf"],
 )
-def test_a_row_without_a_distribution_is_not_finite(row) -> None:
+def test_a_row_without_a_distribution_is_not_finite(measured, row) -> None:
     """And its neighbours are none the worse."""
     logits = torch.stack([torch.tensor(row), drawn(1, 4)[0]])
     found = measured(logits, [1, 2])
@@ -129,6 +145,32 @@ def test_scratch_space_is_bounded(monkeypatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, in_parts, strict=True))
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 32])
+def test_parts_of_a_vocabulary_are_joined(num_parts) -> None:
+    """However many programs share it, some of them without any token; rows may have strides."""
+    logits = drawn(5, 700)[:, ::2]
+    chosen = [0, 1, 2, 3, 349]
+    found = by_kernels(logits, chosen, num_parts)
+    np.testing.assert_allclose(found, reference(logits, chosen), rtol=2e-6, atol=2e-6)
+
+
+def test_a_token_that_is_none_is_clamped(measured) -> None:
+    """Whatever a sampler returns of a row that has no distribution."""
+    logits = drawn(2, 50)
+    np.testing.assert_array_equal(measured(logits, [-1, 50]), measured(logits, [0, 49]))
+
+
+def test_a_rehearsal_measures_every_type(monkeypatch) -> None:
+    """So that kernels are compiled before a request waits for them; nothing is counted."""
+    seen = []
+    made = Confidence([""], 4, CPU)
+    read = made.read
+    monkeypatch.setattr(made, "read", lambda logits: seen.append(logits.dtype) or read(logits))
+    made.rehearse(100, [torch.bfloat16, torch.float32])
+    assert seen == [torch.bfloat16, torch.float32]
+    assert Cells.unpack(next(iter(made.totals()))).count.sum() == 0
+
+
 @pytest.mark.parametrize("width", [100, 250, 1000])
 def test_given_scratch_space_is_all_that_is_used(width) -> None:
     """Whatever it held before, and however many rows fit; a row that does not fit takes its own."""
@@ -140,7 +182,7 @@ def test_given_scratch_space_is_all_that_is_used(width) -> None:
 
 @pytest.mark.parametrize("num_tokens", [129, 256, 257, 300, 1000])
 @pytest.mark.parametrize("places", [(0, 1), (0, -1), (-2, -1), (127, 128), (3, 200)])
-def test_the_two_largest_are_found_wherever_they_stand(num_tokens, places) -> None:
+def test_the_two_largest_are_found_wherever_they_stand(measured, num_tokens, places) -> None:
     """In one block, in two, in what is left over behind the last, and where they are equal."""
     for margin in (0.0, 1.0):
         logits = drawn(1, num_tokens).clamp(-5, 5)

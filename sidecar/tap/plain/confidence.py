@@ -63,8 +63,5 @@ class NextToken:
         if undecided is None or tokens is None:
             return
         step, logits = undecided
-        # Clamped: an index too large would kill the process of a GPU.
-        places = tokens.to(logits.device).long().clamp(0, logits.shape[-1] - 1)
-        chosen = logits.gather(-1, places.unsqueeze(-1)).squeeze(-1)
-        values = self._sampler.read(logits).with_surprisal(chosen)
+        values = self._sampler.read(logits).values(logits, tokens.to(logits.device).long())
         self._sampler.collect(self._tap, step, LogitRows.of(step.batch), values)

@@ -45,6 +45,10 @@ def fit(bench: Workbench) -> None:
     num_drafts = 0 if speculative is None else speculative.num_speculative_tokens
     max_rows = bench.max_requests * (1 + num_drafts)
     sampler = Confidence(Roster(bench.config.adapters).adapters, max_rows, bench.device)
+    if bench.device.type == "cuda":
+        # In the model's own type or in float32, as the runner hands them over.
+        types = {bench.vllm_config.model_config.dtype, torch.float32}
+        sampler.rehearse(bench.vllm_config.model_config.get_vocab_size(), types)
     bench.instruments.samplers.append(sampler)
     wrap = _wrap_v2 if is_v2 else _wrap_v1
     bench.seats.append(lambda tap: wrap(bench.runner, _Listener(bench, sampler, tap)))
@@ -102,10 +106,7 @@ class _Listener:
 
     def _end(self, begun: _Begun, output: Any) -> None:
         tokens = self._sampler.chosen(begun.rows, output.sampled_token_ids)
-        # Clamped: a token that is none, such as that of a row of NaN, would kill a GPU's engine.
-        tokens = tokens.clamp(0, begun.logits.shape[-1] - 1)
-        chosen = begun.logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        values = begun.signals.with_surprisal(chosen)
+        values = begun.signals.values(begun.logits, tokens)
         self._sampler.collect(self._tap, begun.step, begun.rows, values)
 
 
