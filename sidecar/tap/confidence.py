@@ -55,7 +55,8 @@ class TokenSignals(NamedTuple):
         would kill a GPU's engine.
         """
         if logits.is_cuda:
-            return _kernels().choose(self, logits, tokens)
+            values: torch.Tensor = _kernels().choose(self, logits, tokens)
+            return values
         places = tokens.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
         return self.with_surprisal(logits.gather(-1, places).squeeze(-1))
 
