@@ -109,6 +109,11 @@ class ArmProcess:
             raise
         self._signal(signal.SIGSTOP)
 
+    @property
+    def group(self) -> int:
+        """Process group of the engine."""
+        return self._process.pid
+
     def started(self) -> Started:
         """What it took to start, and what it holds now."""
         self._signal(signal.SIGCONT)

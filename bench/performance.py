@@ -52,12 +52,19 @@ def _overhead(name: str, title: str, shape: str, arms: str) -> _Place:
 
 _ALL: Final = "off,again,on,everything,eager-off,eager-on,hooks"
 _FIVE: Final = "off,on,everything,eager-off,hooks"  # fit into 24 GiB
+_AGAIN: Final = "off,again,on"
 PLACES: Final = (
-    _overhead("overhead_arms_cpu", "Tokens, on a CPU: the shape of a 0.5B model", "0.5b", _FIVE),
+    _overhead("overhead_cpu", "Tokens, on a CPU: the shape of a 0.5B model", "0.5b", _AGAIN),
+    _Place(
+        "profiled_cpu",
+        "Where a step's time goes, on a CPU",
+        "python -m bench.profiled --json bench/results/profiled_cpu.json",
+    ),
+    _overhead("overhead_arms_cpu", "Everything measured, eager mode and hooks", "0.5b", _FIVE),
     _overhead("overhead_quick_cpu", "Tokens, on a CPU: a tiny shape", "quick", _FIVE),
     _overhead("overhead_gpu_0.6b", "Tokens, on a GPU: 0.6B", "0.6b", _ALL),
-    _overhead("overhead_gpu_8b", "Tokens, on a GPU: 8B", "8b", "off,again,on"),
-    _overhead("overhead_gpu_70b", "Tokens, on a GPU: 80 layers", "70b-layers", "off,again,on"),
+    _overhead("overhead_gpu_8b", "Tokens, on a GPU: 8B", "8b", _AGAIN),
+    _overhead("overhead_gpu_70b", "Tokens, on a GPU: 80 layers", "70b-layers", _AGAIN),
     *(
         _Place(f"capacity_{name}", title, f"python -m bench.capacity --only {name}")
         for name, title in (

@@ -50,7 +50,7 @@ class _Limit(NamedTuple):
 
 
 SHAPES: Final[Mapping[str, _Shape]] = {
-    "overhead_arms_cpu": _Shape("0.5b", "0.5B shape, CPU", is_gpu=False),
+    "overhead_cpu": _Shape("0.5b", "0.5B shape, CPU", is_gpu=False),
     "overhead_quick_cpu": _Shape("quick", "tiny shape, CPU", is_gpu=False),
     "overhead_gpu_0.6b": _Shape("0.6b", "0.6B shape, GPU", is_gpu=True),
     "overhead_gpu_8b": _Shape("8b", "8B shape, GPU", is_gpu=True),

@@ -45,9 +45,11 @@ def row_signals(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 def record(rows: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
     """Write the signals of every row into `rows`, [NUM_COLUMNS, capacity], and count the pass."""
     num_rows = after.shape[0]
-    rows[:PULSE, :num_rows] = row_signals(before, after)
     pulse = rows[PULSE, :num_rows] + 1.0
-    rows[PULSE, :num_rows] = torch.where(pulse < _PULSE_PERIOD, pulse, 1.0)
+    pulse = torch.where(pulse < _PULSE_PERIOD, pulse, 1.0)
+    # Read, then written once: so the compiler writes these columns in place, and no others.
+    signals = row_signals(before, after)
+    rows[:, :num_rows] = torch.cat([signals, pulse.unsqueeze(0)])
 
 
 def group_rows(

@@ -54,7 +54,7 @@ def test_a_target_is_as_good_as_its_worst_batch(rates, found, verdict) -> None:
     """A miss at one of them is a miss, and what is not resolved at one is not met."""
     rows = [row(batch, rate) for batch, rate in zip((1, 8, 32), rates, strict=False)]
     rows.append(row(1, SLOW, arm="eager-off"))  # nothing was promised of it
-    line = next(told({"overhead_arms_cpu": of(*rows)}))
+    line = next(told({"overhead_cpu": of(*rows)}))
     assert (line.limit, line.found, line.verdict) == (">= 0.98", found, verdict)
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
 from sidecar.tap.guard import Guard
 from sidecar.tap.liveness import Liveness
-from sidecar.tap.probes import NONFINITE, NUM_COLUMNS, PULSE
+from sidecar.tap.probes import NONFINITE, NUM_COLUMNS, PULSE, record
 from sidecar.tap.sites import Site
 from sidecar.tap.stream import attach_probe
 from tests.tap.toys import Decoder, FusedLayer, PairLayer, tokens
@@ -67,6 +68,23 @@ def test_a_compiled_model_gives_the_rows_of_the_eager_one(backend, layer, guard)
             assert rows[:, NONFINITE].any() == (num_rows == 5)
     assert counter.frame_count == 1
     assert not guard.errors
+
+
+# torch's own modules, when Inductor is first imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_compiled_pass_writes_its_own_rows_alone() -> None:
+    """No kernel goes over the whole capacity, as one that cannot write in place would."""
+    capacity = 2112
+    rows = torch.zeros(NUM_COLUMNS, capacity)
+    before, after = tokens(5), tokens(5, seed=1)
+    for each in (before, after):
+        torch._dynamo.mark_dynamic(each, 0)
+    run = torch.compile(record, fullgraph=True)
+    with torch.inference_mode():
+        _, sources = run_and_get_code(run, rows, before, after)
+    assert any(f"{capacity}L*" in source for source in sources)  # the stride of a column
+    assert not [source for source in sources if f"<static_cast<int64_t>({capacity}L)" in source]
+    assert (rows[:, 5:] == 0).all()
 
 
 def test_a_tap_attached_after_the_first_run_never_fires_and_is_called_dead(guard) -> None:
