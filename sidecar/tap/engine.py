@@ -330,8 +330,10 @@ class EngineTap:
             if pending is not None:
                 step.extras.append((instrument, pending))
 
-    def _drain(self) -> None:
+    def _drain(self) -> int:
+        num_drained = 0
         while self._events and self._events[0].is_ready:
+            num_drained += 1
             match self._events.popleft():
                 case Step() as step:
                     for t_ns in step.passed or [step.t_ns]:
@@ -343,6 +345,7 @@ class EngineTap:
                     num_rows = self._ledger.num_rows(ended.slot)
                     self._guard.run_aside(SCANNER, self.scanner.end, ended.slot, num_rows)
                     self._records.end(ended)
+        return num_drained
 
     def _account(self, step: Step) -> None:
         kept = None if step.accepted is None else step.plan.accept(step.accepted)

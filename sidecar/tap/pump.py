@@ -1,7 +1,8 @@
 """The pump: our thread in a process (the notary's aside); it turns what was collected into frames.
 
-It polls, so the step path needs no lock and wakes nobody. Exceptions are counted and the thread
-goes on; stopping it takes at most `STOP_SECONDS`, whatever the receiver does.
+It polls, so the step path needs no lock and wakes nobody; the more seldom the less it finds, as
+each poll takes the interpreter lock, and a core, from the engine. Exceptions are counted and the
+thread goes on; stopping it takes at most `STOP_SECONDS`, whatever the receiver does.
 """
 
 import threading
@@ -15,6 +16,9 @@ from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Body
 
 POLL_SECONDS: Final = 0.005
+# At two milliseconds a step, the loans of a ring last for as long.
+LONGEST_POLL_SECONDS: Final = 0.015
+_FEW: Final = 2  # of one step: its rows, and what one sampler read
 IDLE_POLL_SECONDS: Final = 0.1  # with nothing to drain, only the flush is waited for
 STOP_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 0.1  # before the first flush, or it would find no receiver
@@ -24,12 +28,13 @@ LINGER_SECONDS: Final = 0.2  # after the last, for a receiver that is there
 class Work(NamedTuple):
     """What a pump does.
 
-    drain: take in what was collected since the last poll. bodies: what to send at a flush.
+    drain: take in what was collected since the last poll, and say how much.
+    bodies: what to send at a flush.
     num_steps: steps measured so far, for the frame header.
-    poll_seconds: time between two drains.
+    poll_seconds: shortest time between two drains.
     """
 
-    drain: Callable[[], None]
+    drain: Callable[[], int]
     bodies: Callable[[], Iterable[Body]]
     num_steps: Callable[[], int]
     poll_seconds: float = POLL_SECONDS
@@ -37,7 +42,16 @@ class Work(NamedTuple):
 
 def idle_work(bodies: Callable[[], Iterable[Body]]) -> Work:
     """Work of a pump that has only something to say, and nothing to drain."""
-    return Work(lambda: None, bodies, lambda: 0, IDLE_POLL_SECONDS)
+    return Work(lambda: 0, bodies, lambda: 0, IDLE_POLL_SECONDS)
+
+
+def paced(wait: float, num_drained: int, shortest: float) -> float:
+    """Seconds to the next poll, after a wait of `wait` that found `num_drained` events."""
+    if num_drained > _FEW:
+        return max(shortest, wait / 2)
+    if num_drained == 0:
+        return max(shortest, min(LONGEST_POLL_SECONDS, wait * 2))
+    return wait
 
 
 class Pump:
@@ -66,8 +80,11 @@ class Pump:
         self._guard.run_aside("pump", unbind)
         self._guard.run_aside("pump", self._sender.open)
         flush_at = time.monotonic() + min(CONNECT_SECONDS, self._flush_seconds)
-        while not self._stopping.wait(self._poll_seconds):
-            self._guard.run_aside("pump", self._work.drain)
+        wait = self._poll_seconds
+        while not self._stopping.wait(wait):
+            num_drained = self._guard.run_aside("pump", self._work.drain) or 0
+            # Bounded by the flush too, or one that is due would wait for the next poll.
+            wait = min(paced(wait, num_drained, self._poll_seconds), self._flush_seconds)
             if time.monotonic() >= flush_at:
                 flush_at = time.monotonic() + self._flush_seconds
                 self._guard.run_aside("flush", self._flush)

@@ -1,12 +1,22 @@
 """The pump: takes in, sends at the flush, survives what raises, and stops within a second."""
 
+import itertools
 import threading
 import time
 
 import pytest
 
 from sidecar.tap import pump as module
-from sidecar.tap.pump import STOP_SECONDS, Pump, Work, idle_work
+from sidecar.tap.pump import (
+    IDLE_POLL_SECONDS,
+    LONGEST_POLL_SECONDS,
+    POLL_SECONDS,
+    STOP_SECONDS,
+    Pump,
+    Work,
+    idle_work,
+    paced,
+)
 from sidecar.wire.channel import Sender
 from sidecar.wire.frame import Source, Status
 from tests.tap.inbox import pumps
@@ -44,7 +54,7 @@ def is_status(frame) -> bool:
 def test_bodies_are_sent_at_every_flush_with_the_step(socket_path, inbox, guard) -> None:
     """Each flush sends every body, numbered in one sequence and stamped with the steps so far."""
     steps = iter(range(10, 10_000))
-    work = Work(lambda: None, lambda: [LIVE, Status("starting")], lambda: next(steps))
+    work = Work(lambda: 0, lambda: [LIVE, Status("starting")], lambda: next(steps))
     pump(socket_path, guard, work)
     first = inbox.wait_for(is_status)
     rest = [inbox.wait_for(is_status) for _ in range(3)]
@@ -59,10 +69,32 @@ def test_bodies_are_sent_at_every_flush_with_the_step(socket_path, inbox, guard)
 def test_draining_goes_on_between_flushes(socket_path, guard) -> None:
     """What the step path leaves is taken in every few milliseconds, not once a flush."""
     drained = threading.Semaphore(0)
-    work = Work(drained.release, list, lambda: 0)
+    work = Work(lambda: drained.release() or 0, list, lambda: 0)
     pump(socket_path, guard, work, flush_seconds=60.0)
     for _ in range(3):
         assert drained.acquire(timeout=60.0)
+
+
+def test_it_polls_as_often_as_there_is_something_to_drain() -> None:
+    """An idle engine is woken up less; many events of a poll shorten the next wait again."""
+    waits = [POLL_SECONDS]
+    for num_drained in (0, 0, 0, 1, 2, 9, 9, 9):
+        waits.append(paced(waits[-1], num_drained, POLL_SECONDS))
+    assert waits[1:] == [0.01, 0.015, 0.015, 0.015, 0.015, 0.0075, 0.005, 0.005]
+    assert paced(IDLE_POLL_SECONDS, 0, IDLE_POLL_SECONDS) == IDLE_POLL_SECONDS
+
+
+def test_an_idle_pump_polls_at_its_longest_wait(socket_path, guard) -> None:
+    times: list[float] = []
+    work = Work(lambda: times.append(time.monotonic()) or 0, list, lambda: 0)
+    pump(socket_path, guard, work, flush_seconds=60.0)
+    until = time.monotonic() + 60
+    while len(times) < 13 and time.monotonic() < until:
+        time.sleep(0.05)
+    # Waits are never shorter than asked for, however busy the machine is.
+    waits = [later - earlier for earlier, later in itertools.pairwise(times[2:])]
+    assert waits
+    assert min(waits) >= 0.9 * LONGEST_POLL_SECONDS
 
 
 def test_the_first_frame_arrives_and_at_once(socket_path, inbox, guard) -> None:
@@ -146,7 +178,7 @@ def test_stopping_a_stuck_pump_takes_a_second_at_most(stuck, socket_path, guard)
         release.wait(120)
         return []
 
-    idle = Work(lambda: None, list, lambda: 0)
+    idle = Work(lambda: 0, list, lambda: 0)
     running = pump(socket_path, guard, idle._replace(**{stuck: hang}))
     assert entered.wait(60)
     began = time.monotonic()
