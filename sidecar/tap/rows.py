@@ -270,7 +270,7 @@ def _gaps(gap: Ints, is_new: NDArray[np.bool_], again: Ints) -> tuple[Ints, Ints
 
 def _repeats(batch: Batch, plan: Plan) -> bool:
     """Whether a batch of the same requests, one row later, has the same plan."""
-    if plan.has_drafts or plan.entered or len(plan.cached) or not batch.real.all():
+    if not batch.req_ids or plan.has_drafts or plan.entered or len(plan.cached):
         return False
     settled = batch.starts >= np.maximum(batch.prompts, NUM_FIRST_POSITIONS)
-    return bool((batch.counts == 1).all() and settled.all())
+    return bool((batch.counts == 1).all() and batch.real.all() and settled.all())

@@ -83,12 +83,23 @@ class Slab:
         if loan is None:
             return None
         try:
-            rows = self.rows[..., : len(plan.groups)] if place is None else self._aside.rows(place)
-            self._ring.send(loan, self._reduce(rows, plan, selection, self._ring.target(loan)))
+            target = self._ring.target(loan)
+            rows, pulses = self._current(plan) if place is None else self._put_aside(place)
+            target["pulses"].copy_(pulses)
+            self._ring.send(loan, self._reduce(rows, plan, selection, target))
         except BaseException:
             self.release(loan)
             raise
         return loan
+
+    def _current(self, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of `plan`, and the pulses of every layer after them."""
+        return self.rows[..., : len(plan.groups)], self.rows[:, probes.PULSE, 0]
+
+    def _put_aside(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of a run, and the pulses after it: the pass that ended it has beaten once more."""
+        rows = self._aside.rows(place)
+        return rows, rows[:, probes.PULSE, place.num_steps - 1]
 
     def _reduce(
         self,
@@ -105,8 +116,7 @@ class Slab:
             rows = rows.index_select(0, selection.device_places)
             chosen_sums, chosen_bounds = sums[:, : len(rows)], bounds[:, : len(rows)]
         probes.group_rows(rows, self._groups.put(plan.groups), chosen_sums, chosen_bounds)
-        pulses = target["pulses"].copy_(self.rows[:, probes.PULSE, 0])
-        return {"sums": sums, "bounds": bounds, "pulses": pulses}
+        return {"sums": sums, "bounds": bounds, "pulses": target["pulses"]}
 
     def read(self, loan: Loan, num_groups: int, selection: Selection | None = None) -> Grouped:
         """What a loan that is ready holds, of the chosen layers; pulses are those of all."""

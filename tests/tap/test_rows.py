@@ -120,11 +120,13 @@ def test_a_request_that_ends_ends_the_reuse() -> None:
     assert rows.forget(["b"]) == []
 
 
-def test_an_empty_batch_has_an_empty_plan() -> None:
+def test_an_empty_batch_has_an_empty_plan_and_is_never_steady() -> None:
     """A pass without requests is no special case."""
-    plan = RowMap(1).plan(batch())
+    rows = RowMap(1)
+    plan = rows.plan(batch())
     assert plan.num_groups == 0
     assert plan.groups.tolist() == plan.sizes.tolist() == plan.batch_slots.tolist() == []
+    assert not rows.is_steady
 
 
 def drafted(*rows: tuple[str, int, int, int, int]) -> Batch:

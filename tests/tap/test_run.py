@@ -134,6 +134,30 @@ def test_a_stop_reports_what_was_put_aside(together, monkeypatch) -> None:
     assert sum(together.reduced) == 5
 
 
+def test_a_run_is_judged_by_the_pulses_after_it(together) -> None:
+    """Not by those of the pass that ended it: the judgement of that one would find none new."""
+    together.play([("step", ("a", 5)), *[("step", ("a", 1))] * 4])
+    judged = []
+    update = together.tap._liveness.update
+
+    def watched(pulses):
+        update(pulses)
+        judged.append((int(pulses[0]), list(together.tap._liveness.dead_layers)))
+
+    together.tap._liveness.update = watched
+    together.play([("step", ("a", 1), ("b", 3)), ("finish", "a", "b")])
+    assert judged == [(5, []), (6, [])]
+
+
+def test_a_layer_that_stands_still_for_a_run_is_dead(together) -> None:
+    """Seen when the run is over; the layers that went on are not."""
+    together.play([("step", ("a", 5)), *[("step", ("a", 1))] * 4, ("step", ("a", 1), ("b", 2))])
+    together.detach[1]()
+    together.play([("finish", "b"), *[("step", ("a", 1))] * 5, ("finish", "a")])
+    assert max(together.reduced[1:]) > 1
+    assert together.tap._liveness.dead_layers == [7]
+
+
 def test_rows_that_cannot_be_put_aside_are_lost_alone(together, monkeypatch) -> None:
     """And counted; the run goes on without them."""
     together.play([("step", ("a", 5)), *[("step", ("a", 1))] * 3])
