@@ -51,7 +51,10 @@ class RowInstrument(Instrument, Protocol):
     """An instrument whose in-graph rows are grouped by the plan of a step."""
 
     def keep(self, place: Place) -> bool:
-        """Put the current rows aside, and say so. Step path."""
+        """Put the current rows aside. Step path.
+
+        Returns True, where a guarded call that raised gives None.
+        """
 
     def collect(self, plan: Plan, place: Place | None = None) -> Pending | None:
         """Start to reduce rows, those at `place` or else the current ones. Step path.
