@@ -9,7 +9,7 @@ A layer whose query tap did not run is found by its pulse and left out from then
 reason among the absent groups.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from sidecar.wire.frame import MAX_BYTES, Table
 from sidecar.wire.signals import Phase
 
 GROUP: Final = "attention"
+_KEYS_TOGETHER: Final = 4096  # in one step, where layers can as well be measured apart
 _BYTES_PER_CELL: Final = 8 + NUM_SIGNALS * (3 * 8 + 2 * 4)  # see wire.frame.Table
 _CELLS_PER_TABLE: Final = MAX_BYTES // 2 // _BYTES_PER_CELL
 _EVERYTHING: Final = 0  # the totals have one owner
@@ -56,6 +57,14 @@ class Sample(NamedTuple):
     def is_ready(self) -> bool:
         """Whether they are here; asking costs no wait."""
         return self.loan.is_ready
+
+
+class _Found(NamedTuple):
+    """A layer of an index, and where its keys are."""
+
+    layer: int
+    keys: Keys
+    table: torch.Tensor
 
 
 class Absence:
@@ -110,6 +119,8 @@ class Attention:
         self._ring = Ring({"values": self._values, "pulses": self._pulses}, device)
         self._seen = np.zeros(len(layers), np.int64)
         self._asked: Choice | None = None
+        self._num_keys = _KEYS_TOGETHER  # of one layer, at the last choice
+        self._together = 1  # layers, in this round
         self._absence = absence
         self._totals = list(_totals(layers, first_part))
         ids = [str(each.id) for each in layers]
@@ -143,14 +154,19 @@ class Attention:
             return None
         # Counted in measured steps, or a layer's turn might fall on steps that never are.
         turn = (tap.step + 1) // orders.steps_every
-        is_due = turns.due(len(self.layers), every, turn)
+        if turn % every == 0:  # not amid a round, where layers would have two turns or none
+            self._together = max(1, _KEYS_TOGETHER // self._num_keys)
+        is_due = turns.due(len(self.layers), every, turn, self._together)
         roster = tap.roster
         batch = read() if any(is_due) or roster.forced else None
         if batch is None:
             return None
         limit = min(orders.attention_requests, self.max_requests)
         first = turn // every * limit
-        return turns.choose(batch, is_due, first, limit, roster.forced, roster.opted_out)
+        choice = turns.choose(batch, is_due, first, limit, roster.forced, roster.opted_out)
+        if choice is not None:
+            self._num_keys = max(1, int(choice.lengths.sum()))
+        return choice
 
     def ask(self, choice: Choice) -> None:
         """Have the next forward pass leave the query rows of `choice`. Step path."""
@@ -176,8 +192,11 @@ class Attention:
         if loan is None:
             return None
         try:
-            for line, layer in enumerate(chosen):
-                self.measure(layer, choice.num_rows(layer), *read(layer), line)
+            line = 0
+            for part in self._alike(choice, [_Found(layer, *read(layer)) for layer in chosen]):
+                layers, keys, tables = zip(*part, strict=True)
+                self.measure(layers, choice.num_rows(layers[0]), keys, tables[0], line)
+                line += len(layers)
             self._pulses.copy_(self.pulses)
             self._ring.send(loan, {"values": self._values[: len(chosen)], "pulses": self._pulses})
         except BaseException:
@@ -186,19 +205,43 @@ class Attention:
         return Sample(loan, choice, slots, chosen)
 
     def measure(
-        self, layer: int, num_rows: int, keys: Keys, table: torch.Tensor, line: int = 0
+        self,
+        layers: Sequence[int],
+        num_rows: int,
+        keys: Sequence[Keys],
+        table: torch.Tensor,
+        line: int = 0,
     ) -> None:
-        """Launch the measurement of the first rows asked for, at the layer of an index."""
-        _, num_heads, head_size = self.layers[layer]
+        """Launch the measurement of the first rows asked for, at layers of these indices, alike."""
+        _, num_heads, head_size = self.layers[layers[0]]
         most = self.max_requests
         places, lengths = self.places, self._upload.device[2 * most :]
-        concentration.measure(
-            self.queries[layer][:num_rows].view(num_rows, num_heads, head_size),
+        queries = [self.queries[layer][:num_rows] for layer in layers]
+        concentration.measure_layers(
+            [each.view(num_rows, num_heads, head_size) for each in queries],
             keys,
             table,
             places[:num_rows],
             lengths[:num_rows],
-            self._values[line, :num_rows, :num_heads],
+            self._values[line : line + len(layers), :num_rows, :num_heads],
+        )
+
+    def _alike(self, choice: Choice, found: list[_Found]) -> Iterator[list[_Found]]:
+        """Neighbours that can be measured at once."""
+        part: list[_Found] = []
+        for each in found:
+            if part and not self._is_like(choice, part[0], each):
+                yield part
+                part = []
+            part.append(each)
+        yield part
+
+    def _is_like(self, choice: Choice, one: _Found, other: _Found) -> bool:
+        return (
+            one.table is other.table
+            and one.keys.is_like(other.keys)
+            and self.layers[one.layer][1:] == self.layers[other.layer][1:]
+            and choice.num_rows(one.layer) == choice.num_rows(other.layer)
         )
 
     def account(self, pending: Sample) -> None:

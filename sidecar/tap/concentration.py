@@ -13,6 +13,7 @@ becomes c (A - d Z). At the end: entropy = log Z - A / Z nats, max p = 1 / Z, su
 Plain torch on a CPU, a Triton kernel on a GPU; float32 sums on both. Every index is clamped.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -42,6 +43,15 @@ class Keys(NamedTuple):
     softcap: float = 0.0
     factors: torch.Tensor | None = None
 
+    def is_like(self, other: "Keys") -> bool:
+        """Whether both can be measured at once."""
+        return (
+            self[1:4] == other[1:4]
+            and self.cache.shape == other.cache.shape
+            and self.cache.dtype == other.cache.dtype
+            and (self.factors is None) == (other.factors is None)
+        )
+
 
 def measure(
     query: torch.Tensor,
@@ -60,32 +70,57 @@ def measure(
     if out is None:
         shape = (*query.shape[:2], NUM_SIGNALS)
         out = torch.empty(shape, dtype=torch.float32, device=query.device)
-    if query.is_cuda:
-        # Triton is loaded only where a GPU is: elsewhere its first import costs seconds.
-        from sidecar.tap import concentration_kernel  # noqa: PLC0415
-
-        concentration_kernel.measure(query, keys, table, places, lengths, out)
-        return out
-    # Numbers of blocks and positions in numpy: an operation there takes a fifth of torch's.
-    blocks = table.numpy()[places.numpy().clip(0, len(table) - 1)]
-    reach = lengths.numpy().clip(1, blocks.shape[1] * keys.cache.shape[2])
-    # The longest first, so that those with keys left always stand at the beginning.
-    order = np.argsort(-reach, kind="stable")
-    signals = _measure_rows(query[order], keys, blocks[order], reach[order])
-    out[torch.from_numpy(order)] = signals
+    measure_layers([query], [keys], table, places, lengths, out.unsqueeze(0))
     return out
 
 
+def measure_layers(
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[Keys],
+    table: torch.Tensor,
+    places: torch.Tensor,
+    lengths: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """The same of layers that are alike and have one table: into `out`, [L, R, heads, NUM_SIGNALS].
+
+    On a CPU at once, as if the KV heads of all were those of one layer: there a short context costs
+    what its some fifty operations do.
+    """
+    if out.is_cuda:
+        # Triton is loaded only where a GPU is: elsewhere its first import costs seconds.
+        from sidecar.tap import concentration_kernel  # noqa: PLC0415
+
+        for query, each, place in zip(queries, keys, out, strict=True):
+            concentration_kernel.measure(query, each, table, places, lengths, place)
+        return
+    # Numbers of blocks and positions in numpy: an operation there takes a fifth of torch's.
+    num_blocks, _, block_size, _ = keys[0].cache.shape
+    blocks = table.numpy()[places.numpy().clip(0, len(table) - 1)].clip(0, num_blocks - 1)
+    reach = lengths.numpy().clip(1, blocks.shape[1] * block_size)
+    # The longest first, so that those with keys left always stand at the beginning.
+    order = np.argsort(-reach, kind="stable")
+    query = torch.cat([each[order] for each in queries], 1)
+    signals = _measure_rows(query, keys, blocks[order], reach[order])
+    by_layer = signals.view(len(order), len(keys), -1, NUM_SIGNALS).transpose(0, 1)
+    out[:, torch.from_numpy(order)] = by_layer
+
+
 def _measure_rows(
-    query: torch.Tensor, keys: Keys, blocks: NDArray[np.integer], lengths: Ints
+    query: torch.Tensor, keys: Sequence[Keys], blocks: NDArray[np.integer], lengths: Ints
 ) -> torch.Tensor:
-    """Signals of rows, [R, heads, NUM_SIGNALS], whose lengths [R] fall; blocks [R, columns]."""
+    """Signals of rows, [R, heads, NUM_SIGNALS], whose lengths [R] fall; blocks [R, columns].
+
+    Heads of all layers, those of the first before those of the next.
+    """
     num_rows, num_heads, head_size = query.shape
-    num_kv_heads, block_size = keys.cache.shape[1:3]
+    block_size, window = keys[0].cache.shape[2], keys[0].window
+    num_kv_heads = len(keys) * keys[0].cache.shape[1]
     grouped = query.float().view(num_rows, 1, num_kv_heads, -1, head_size)
-    if keys.factors is not None:
-        grouped = grouped * keys.factors.view(-1, 1, 1)
-    firsts = (lengths - keys.window).clip(0) if keys.window else np.zeros_like(lengths)
+    factors = [each.factors for each in keys if each.factors is not None]
+    if factors:
+        grouped = grouped * torch.cat(factors).view(-1, 1, 1)
+    firsts = (lengths - window).clip(0) if window else np.zeros_like(lengths)
     offsets = firsts // block_size  # of the column that holds a row's first position
     ends = lengths - offsets * block_size
     sums = _Sums.none(num_rows, num_kv_heads, num_heads // num_kv_heads)
@@ -112,19 +147,21 @@ def _measure_rows(
     return sums.signals(num_positions[:, None, None]).flatten(1, 2)
 
 
-def _logits(grouped: torch.Tensor, keys: Keys, chosen: NDArray[np.integer]) -> torch.Tensor:
+def _logits(
+    grouped: torch.Tensor, keys: Sequence[Keys], chosen: NDArray[np.integer]
+) -> torch.Tensor:
     """Of each query head with each position, [R, KV heads, heads of one, columns * block size].
 
     grouped: [R, 1, KV heads, heads of one, head size]. chosen: [R, columns] numbers of blocks.
     """
-    places = torch.from_numpy(chosen.clip(0, len(keys.cache) - 1).ravel())
+    places, (_, scale, _, softcap, _) = torch.from_numpy(chosen.ravel()), keys[0]
     # As a CPU engine stores them, [head size, tokens]: gathered and multiplied without a copy.
-    turned = keys.cache.transpose(-1, -2)
-    stored = turned.index_select(0, places).float()
+    turned = [each.cache.transpose(-1, -2).index_select(0, places) for each in keys]
+    stored = torch.cat(turned, 1).float()
     products = grouped @ stored.view(*chosen.shape, *stored.shape[1:])
-    logits = products.permute(0, 2, 3, 1, 4).flatten(3).mul_(keys.scale)
-    if keys.softcap:
-        logits = keys.softcap * torch.tanh(logits / keys.softcap)
+    logits = products.permute(0, 2, 3, 1, 4).flatten(3).mul_(scale)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     return logits
 
 

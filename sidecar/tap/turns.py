@@ -1,10 +1,11 @@
 """Whose turn it is: which requests, and which layers, attention is sampled of at a step.
 
-Pure numpy. Layers take their turns one after the other: with n layers, each sampled once in
-`every` steps, layer k is due at the steps that are k * every // n past a multiple of `every`. All
-of them at every `every`-th step would cost the same on average, but one step would pay for all,
-and that step is what a user waits for. Requests take turns by the round of all layers, so that the
-layers of one round tell of the same requests, and no layer meets the same ones for ever.
+Pure numpy. Each layer is sampled once in a round of `every` steps. All of them at one step would
+make it pay for all, and that step is what a user waits for; each at a step of its own would have
+most steps pay for what any sample costs, however short. So layers take their turns by bunches: of
+n, bunch b is due at the steps that are b * every // n past a multiple of `every`. Requests take
+turns by the round, so that the layers of one round tell of the same requests, and no layer meets
+the same ones for ever.
 
 A request that asks for it is sampled at every layer of every step, before the others.
 """
@@ -43,9 +44,14 @@ class Choice(NamedTuple):
         return len(self.places) if self.is_due[layer] else self.num_forced
 
 
-def due(num_layers: int, every: int, turn: int) -> list[bool]:
-    """Whether it is the turn of each layer; `every` is at least 1."""
-    return [k * every // num_layers == turn % every for k in range(num_layers)]
+def due(num_layers: int, every: int, turn: int, together: int = 1) -> list[bool]:
+    """Whether it is the turn of each layer; `every` is at least 1.
+
+    together: how many layers may share a step that need not, at least 1.
+    """
+    num_bunches = -(-num_layers // together)
+    bunches = [k * num_bunches // num_layers for k in range(num_layers)]
+    return [bunch * every // num_bunches == turn % every for bunch in bunches]
 
 
 def choose(

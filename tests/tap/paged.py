@@ -1,6 +1,6 @@
 """Paged keys as engines lay them out, and what their concentration must be: dense, in float64."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -98,6 +98,15 @@ class Case:
             return torch.zeros(blocks, heads, tokens, 2 * size, dtype=dtype)[..., :size]
         both = torch.zeros(blocks, heads, 2, size, tokens, dtype=dtype)
         return both[:, :, 0].transpose(-1, -2)
+
+
+def neighbours(case: Case, num_layers: int) -> list[Case]:
+    """As many layers like `case`, with queries and keys of their own, and one table."""
+    layers = [replace(case, seed=seed) for seed in range(num_layers)]
+    for each in layers[1:]:
+        each.table = layers[0].table
+        each.fill()
+    return layers
 
 
 def concentration(logits: torch.Tensor) -> np.ndarray:

@@ -1,17 +1,22 @@
 """The sampler: from query rows and paged keys to totals per head and means per request."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from sidecar.tap import attention
-from sidecar.tap.attention import Absence, Attention, Layer
+from sidecar.tap.attention import _KEYS_TOGETHER, Absence, Attention, Layer
+from sidecar.tap.orders import Orders
 from sidecar.tap.ring import NUM_LOANS
+from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch
 from sidecar.tap.turns import choose
 from sidecar.wire.fields import MAX_LONG_TEXT
 from sidecar.wire.frame import MAX_BYTES, Cells, Frame, Header, Source, Totals, pack, unpack
-from tests.tap.paged import Case
+from tests.tap.paged import Case, neighbours
 
 CASE = Case(lengths=(37, 1, 16, 70), places=(0, 1, 2, 3))
 PROMPTS = (40, 1, 10, 70)  # of CASE's requests: prefill, prefill, decode, prefill
@@ -216,6 +221,61 @@ def test_layers_of_other_sizes_have_tables_of_their_own() -> None:
     for table, case in zip(tables, cases, strict=True):
         sums = Cells.unpack(table).sums[0, 1, :, :, 0]
         np.testing.assert_allclose(sums, case.expected()[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[int]:
+    """How many layers were measured at once, each time."""
+    found: list[int] = []
+    measure = attention.concentration.measure_layers
+
+    def counted(queries, *others):
+        found.append(len(queries))
+        measure(queries, *others)
+
+    monkeypatch.setattr(attention.concentration, "measure_layers", counted)
+    return found
+
+
+def test_layers_that_are_alike_are_measured_at_once(measured) -> None:
+    """Those of another table, another form or for other requests are not; all numbers are right."""
+    alike, windowed = neighbours(CASE, 5), neighbours(replace(CASE, window=9), 7)[5:]
+    apart = replace(CASE, seed=9)
+    cases = [*alike[:3], apart, *windowed, alike[3], alike[4]]
+    layers = [Layer(k, CASE.num_heads, CASE.head_size) for k in range(len(cases))]
+    sampler = Attention(layers, 0, 4, torch.float32, torch.device("cpu"), Absence({}))
+    choice = choose(BATCH, [True] * 7 + [False], 0, 4, forced={"c"})
+    sampler.ask(choice)
+    for queries, case in zip(sampler.queries, cases, strict=True):
+        queries.copy_(case.query[torch.from_numpy(choice.places)].flatten(1))
+    sampler.pulses.add_(1)
+    found = [(case.keys, case.table) for case in cases]
+    slots = SLOTS[choice.places]
+    sampler.account(sampler.sample(choice, slots, lambda k: found[k]))
+    assert measured == [3, 1, 2, 1, 1]
+    (table,) = sampler.totals()
+    sums, counts = Cells.unpack(table).sums[:, 1, ..., 0], Cells.unpack(table).count[:, 0]
+    assert counts[:, 0].tolist() == [3] * 7 + [0]
+    for layer, case in enumerate(cases):
+        np.testing.assert_allclose(sums[layer], case.expected()[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("num_keys", "shares"), [(9, [4]), (_KEYS_TOGETHER // 2, [2, 2]), (1 << 20, [1, 1, 1, 1])]
+)
+def test_layers_share_a_step_where_contexts_are_short(num_keys: int, shares: list[int]) -> None:
+    """From the second round on, as long as their keys are few; a round is never cut in two."""
+    sampler = Bench(num_layers=4).sampler
+    batch = Batch(["a"], *(np.array([number]) for number in (num_keys - 1, 1, 1)))
+    due = []
+    for turn in range(8):
+        tap = SimpleNamespace(
+            orders=Orders(attention_every=4), measures_next=True, step=turn - 1, roster=Roster()
+        )
+        choice = sampler.choose(tap, lambda: batch)
+        due.append(0 if choice is None else sum(choice.is_due))
+    assert due[:4] == [1, 1, 1, 1]
+    assert [each for each in due[4:] if each] == shares
 
 
 def test_reasons_are_told_by_layers_and_fit_their_field() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sidecar.tap import concentration
-from tests.tap.paged import Case
+from tests.tap.paged import Case, neighbours
 
 CASES = {
     "plain": Case(),
@@ -70,6 +70,39 @@ def test_signals_are_those_of_the_definition(case: Case, form) -> None:
     expected = case.expected()
     np.testing.assert_allclose(measured[..., [0, 1, 3]], expected[..., [0, 1, 3]], atol=1e-4)
     np.testing.assert_allclose(measured[..., 2], expected[..., 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_layers_at_once_are_layers_one_by_one(case: Case) -> None:
+    """Each keeps its queries, its keys and its place in the result."""
+    layers = neighbours(case, 3)
+    queries = [each.query for each in layers]
+    keys = [each.keys for each in layers]
+    out = torch.full((3, *queries[0].shape[:2], 4), torch.nan)
+    concentration.measure_layers(queries, keys, *case.arguments[2:], out)
+    for measured, each in zip(out.numpy(), layers, strict=True):
+        expected = each.expected()
+        np.testing.assert_allclose(measured[..., [0, 1, 3]], expected[..., [0, 1, 3]], atol=1e-4)
+        np.testing.assert_allclose(measured[..., 2], expected[..., 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Case(window=20),
+        Case(softcap=2.0),
+        Case(head_size=40),
+        Case(num_kv_heads=4),
+        Case(block_size=128),
+        Case(dtype=torch.bfloat16),
+        Case(factors=(0.5, 0.5)),
+    ],
+)
+def test_what_is_not_alike_is_not_measured_at_once(other: Case) -> None:
+    """Anything that the sums depend on, but the keys themselves."""
+    assert not Case().keys.is_like(other.keys)
+    assert not other.keys.is_like(Case().keys)
+    assert other.keys.is_like(neighbours(other, 2)[1].keys)
 
 
 def test_the_squares_agree_with_two_log_sum_exps(form) -> None:

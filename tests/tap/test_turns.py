@@ -36,6 +36,20 @@ def test_each_layer_has_one_turn_in_so_many(num_layers: int, every: int) -> None
     assert due(num_layers, every, 3 * every + every // 2) == due(num_layers, every, every // 2)
 
 
+@pytest.mark.parametrize("num_layers", [1, 3, 10, 28])
+@pytest.mark.parametrize("every", [1, 2, 16])
+@pytest.mark.parametrize("together", [1, 2, 5, 8, 100])
+def test_layers_that_may_share_a_step_do(num_layers: int, every: int, together: int) -> None:
+    """Each has its turn, as few steps as can be have any, and those are as alike as can be."""
+    turns = np.array([due(num_layers, every, turn, together) for turn in range(every)])
+    assert turns.sum(0).tolist() == [1] * num_layers
+    busy = turns.sum(1)[turns.any(1)]
+    num_bunches = -(-num_layers // together)
+    assert len(busy) == min(every, num_bunches)
+    if num_bunches <= every:
+        assert busy.max() - busy.min() <= 1
+
+
 def test_turns_are_spread_over_the_round() -> None:
     """Fewer layers than steps leave as many steps free between them as can be."""
     turns = [turn for turn in range(16) if any(due(4, 16, turn))]

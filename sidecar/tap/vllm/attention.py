@@ -123,7 +123,8 @@ class Seat:
         """
         for layer in range(len(self._names)):
             try:
-                self._sampler.measure(layer, 1, *self._read(metadata, layer))
+                keys, table = self._read(metadata, layer)
+                self._sampler.measure([layer], 1, [keys], table)
             except TapRefused as error:
                 self._sampler.refuse(layer, str(error))
             except Exception as error:  # the other layers may do
