@@ -71,20 +71,58 @@ class TokenSignals(NamedTuple):
         return torch.stack([*columns, self.top_logit + self.log_total], -1)
 
 
-def token_signals(logits: torch.Tensor, scratch: torch.Tensor | None = None) -> TokenSignals:
+class _Views(NamedTuple):
+    """Scratch space as rows of logits.
+
+    values, weights: [N, V] float32. blocks: [N, V // _BLOCK, _BLOCK] of the values; None where two
+    do not fit. rest: [N, *] values behind them. rows: [N] int64, from 0.
+    """
+
+    values: torch.Tensor
+    weights: torch.Tensor
+    blocks: torch.Tensor | None
+    rest: torch.Tensor
+    rows: torch.Tensor
+
+    @classmethod
+    def of(cls, memory: torch.Tensor, shape: torch.Size) -> "_Views":
+        values, weights = memory[:, : shape.numel()].view(2, *shape).unbind()
+        num_blocks = shape[1] // _BLOCK
+        whole = num_blocks * _BLOCK
+        blocks = values[:, :whole].view(-1, num_blocks, _BLOCK) if num_blocks > 1 else None
+        rows = torch.arange(shape[0], device=memory.device)
+        return cls(values, weights, blocks, values[:, whole:], rows)
+
+
+class Scratch:
+    """Memory for two float32 copies of `size` logits at a time; each reading overwrites it."""
+
+    def __init__(self, size: int, device: torch.device | None = None) -> None:
+        self.size = size
+        self._memory = torch.empty(2, size, device=device)
+        self._views: _Views | None = None
+
+    def views(self, shape: torch.Size) -> _Views:
+        """It as logits of `shape`; kept for the next of that shape, as making them takes time."""
+        if self._views is None or self._views.values.shape != shape:
+            self._views = _Views.of(self._memory, shape)
+        return self._views
+
+
+def token_signals(logits: torch.Tensor, scratch: Scratch | None = None) -> TokenSignals:
     """Signals of the distribution that each row of `logits`, [N, V], any float type, stands for.
 
     A logit of -inf is a token of probability 0 and adds nothing. A row of nothing else, or with a
     NaN, has no distribution, and its values are not finite. V is at least 2.
-    scratch: [2, at least V] float32, overwritten; memory is taken anew without it. A GPU needs
-    none.
+    scratch: of at least V logits; memory is taken anew without it. A GPU needs none.
     """
     if logits.is_cuda:
         return TokenSignals(*_kernels().read(logits).unbind())
-    if scratch is None or scratch.shape[1] < logits.shape[-1]:
-        num_rows = min(len(logits), max(1, CHUNK_LOGITS // logits.shape[-1]))
-        scratch = logits.new_empty(2, num_rows * logits.shape[-1], dtype=torch.float32)
-    num_rows = scratch.shape[1] // logits.shape[-1]
+    num_tokens = logits.shape[-1]
+    if scratch is None or scratch.size < num_tokens:
+        num_rows = min(len(logits), max(1, CHUNK_LOGITS // num_tokens))
+        scratch = Scratch(num_rows * num_tokens, logits.device)
+    num_rows = scratch.size // num_tokens
     starts = range(0, len(logits), num_rows)
     parts = [_signals(logits[start : start + num_rows], scratch) for start in starts]
     if len(parts) == 1:
@@ -92,12 +130,13 @@ def token_signals(logits: torch.Tensor, scratch: torch.Tensor | None = None) -> 
     return TokenSignals(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _signals(logits: torch.Tensor, scratch: torch.Tensor) -> TokenSignals:
-    values, p = (each[: logits.numel()].view(logits.shape) for each in scratch)
-    top, second = _two_largest(values.copy_(logits))
-    shifted = values.sub_(top.unsqueeze(-1))
+def _signals(logits: torch.Tensor, scratch: Scratch) -> TokenSignals:
+    views = scratch.views(logits.shape)
+    views.values.copy_(logits)
+    top, second = _two_largest(views)
+    shifted = views.values.sub_(top.unsqueeze(-1))
     # One operation that reads the row twice; exp, log and sums apart take three times as long.
-    torch.softmax(shifted, -1, out=p)
+    p = torch.softmax(shifted, -1, out=views.weights)
     largest = p.amax(-1)
     log_total = -largest.log()
     # H = log total - sum p (x - top). A bound for -inf, because 0 times that is no number.
@@ -105,20 +144,17 @@ def _signals(logits: torch.Tensor, scratch: torch.Tensor) -> TokenSignals:
     return TokenSignals(entropy, largest, -torch.expm1(second - top) * largest, top, log_total)
 
 
-def _two_largest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of each row of [N, V] and the largest of the rest, [N].
+def _two_largest(views: _Views) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of each row of the values and the largest of the rest, [N].
 
     By blocks: a maximum that says where it stands takes twenty times as long as one that does not,
     and so is asked of a block alone.
     """
-    num_blocks = values.shape[-1] // _BLOCK
-    candidates = values
-    if num_blocks > 1:
-        whole = num_blocks * _BLOCK
-        blocks = values[:, :whole].view(-1, num_blocks, _BLOCK)
-        best, places = blocks.amax(-1).topk(2)
-        inside = blocks.gather(1, places[:, :1, None].expand(-1, -1, _BLOCK)).squeeze(1)
-        candidates = torch.cat([inside, best[:, 1:], values[:, whole:]], -1)
+    candidates = views.values
+    if views.blocks is not None:
+        best, places = views.blocks.amax(-1).topk(2)
+        inside = views.blocks[views.rows, places[:, 0]]
+        candidates = torch.cat([inside, best[:, 1:], views.rest], -1)
     first, second = candidates.topk(2).values.unbind(-1)
     return first, second
 
@@ -205,7 +241,7 @@ class Confidence:
         self._requests = Tally(_GROUP, [adapters])
         self._known: tuple[Ints, Ints] | None = None
         on_cpu = device.type == "cpu"
-        self._scratch = torch.empty(2, _KEPT_LOGITS) if on_cpu else None
+        self._scratch = Scratch(_KEPT_LOGITS) if on_cpu else None
 
     def read(self, logits: torch.Tensor) -> TokenSignals:
         """Signals of each row of `logits`, [N, V], which are left as they are. Step path."""

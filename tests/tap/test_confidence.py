@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.tap import confidence
-from sidecar.tap.confidence import Confidence, LogitRows, token_signals
+from sidecar.tap.confidence import Confidence, LogitRows, Scratch, token_signals
 from sidecar.tap.engine import Step
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import Roster
@@ -130,9 +130,9 @@ def test_scratch_space_is_bounded(monkeypatch) -> None:
     sizes = []
     plain = confidence._signals
 
-    def watched(part: torch.Tensor, scratch: torch.Tensor) -> confidence.TokenSignals:
+    def watched(part: torch.Tensor, scratch: Scratch) -> confidence.TokenSignals:
         sizes.append(part.numel())
-        assert scratch.numel() <= 2 * confidence.CHUNK_LOGITS
+        assert scratch.size <= confidence.CHUNK_LOGITS
         return plain(part, scratch)
 
     monkeypatch.setattr(confidence, "_signals", watched)
@@ -174,10 +174,12 @@ def test_a_rehearsal_measures_every_type(monkeypatch) -> None:
 @pytest.mark.parametrize("width", [100, 250, 1000])
 def test_given_scratch_space_is_all_that_is_used(width) -> None:
     """Whatever it held before, and however many rows fit; a row that does not fit takes its own."""
-    logits = drawn(7, 250)
-    given = torch.full((2, width), torch.nan)
-    found = token_signals(logits, given)
-    assert all(torch.equal(a, b) for a, b in zip(found, token_signals(logits), strict=True))
+    given = Scratch(width)
+    given._memory.fill_(torch.nan)
+    for shape in ((7, 250), (3, 250), (7, 90)):
+        logits = drawn(*shape)
+        found = token_signals(logits, given)
+        assert all(torch.equal(a, b) for a, b in zip(found, token_signals(logits), strict=True))
 
 
 @pytest.mark.parametrize("num_tokens", [129, 256, 257, 300, 1000])
