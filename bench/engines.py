@@ -18,9 +18,12 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from bench import arms
 from bench.arm import MAX_TOKENS_A_STEP
-from bench.arms import Turn
+from bench.arms import SOURCE, Turn
 from bench.ratios import Taken
 from bench.report import progress
+from sidecar.config import CONTROL_NAME
+from sidecar.wire import control
+from sidecar.wire.control import Control
 
 ARM: Final = "bench.arm"  # the module that an engine's process runs
 # Freed memory stays in the process, as with the tcmalloc that vLLM's documentation tells CPU users
@@ -142,6 +145,17 @@ class ArmProcess:
         self._signal(signal.SIGSTOP)
         return found
 
+    def steer(self, wishes: Control) -> None:
+        """Have its running tap obey `wishes`; TimeoutError when it does not say that it does."""
+        control.write(self._folder / CONTROL_NAME, wishes)
+        self._signal(signal.SIGCONT)
+        until = time.monotonic() + _SETTLE_SECONDS
+        while wishes.revision not in _revisions(_got(f"{self._api}/status")):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.name} does not obey {wishes.revision!r}; see its status")
+            time.sleep(0.1)
+        self._signal(signal.SIGSTOP)
+
     def stop(self) -> None:
         """End the engine and its sidecar."""
         self._signal(signal.SIGKILL)
@@ -242,6 +256,10 @@ def _proportional_bytes(group: int) -> float:
         except (OSError, ValueError):
             continue  # it ended while we looked
     return 1024.0 * total
+
+
+def _revisions(status: Any) -> list[str]:
+    return [each["control"] for each in status["sources"] if each["source"] == SOURCE]
 
 
 def _got(url: str) -> Any:

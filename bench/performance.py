@@ -60,6 +60,11 @@ PLACES: Final = (
         "Where a step's time goes, on a CPU",
         "python -m bench.profiled --json bench/results/profiled_cpu.json",
     ),
+    _Place(
+        "parts_cpu",
+        "What each part costs, on a CPU",
+        "python -m bench.parts --json bench/results/parts_cpu.json",
+    ),
     _overhead("overhead_arms_cpu", "Everything measured, eager mode and hooks", "0.5b", _FIVE),
     _overhead("overhead_quick_cpu", "Tokens, on a CPU: a tiny shape", "quick", _FIVE),
     _overhead("overhead_gpu_0.6b", "Tokens, on a GPU: 0.6B", "0.6b", _ALL),

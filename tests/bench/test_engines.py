@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from bench import engines
-from bench.arms import Turn
+from bench.arms import SOURCE, Turn
 from bench.engines import ArmProcess, Placing, Workload
 from bench.shapes import SHAPES
+from sidecar.wire import control
+from sidecar.wire.control import Control
 
 WORKLOAD = Workload("decode", 2, 32, 3)
 
@@ -59,6 +61,36 @@ def test_an_arm_that_no_sidecar_heard_of_has_flaws(tmp_path) -> None:
     finally:
         arm.stop()
         off.stop()
+
+
+def test_a_steered_tap_has_said_that_it_obeys(tmp_path, monkeypatch) -> None:
+    """The control lies where the tap looks, and the engine stands still again afterwards."""
+    arm = made("on", tmp_path)
+    said = iter(["", "other", "mine"])
+    asked = []
+
+    def told(url: str) -> dict[str, list[dict[str, str]]]:
+        asked.append(url)
+        return {"sources": [{"source": SOURCE, "control": next(said)}]}
+
+    monkeypatch.setattr(engines, "_got", told)
+    try:
+        arm.steer(Control(revision="mine", is_on=False))
+        assert control.read(tmp_path / "on" / "control.json").is_on is False
+        assert len(asked) == 3
+        await_states(arm, {"T"})
+    finally:
+        arm.stop()
+
+
+def test_a_tap_that_does_not_obey_is_told(tmp_path) -> None:
+    """The stand-in has none."""
+    arm = made("on", tmp_path)
+    try:
+        with pytest.raises(TimeoutError, match="does not obey 'mine'"):
+            arm.steer(Control(revision="mine"))
+    finally:
+        arm.stop()
 
 
 def test_what_an_arm_took_to_start_and_holds_is_told(tmp_path) -> None:
