@@ -1,8 +1,10 @@
 """What is measured: from the residual stream of one layer to a few floats per token row.
 
-Plain torch, one definition for compiled graphs, eager mode and CPU. `row_signals` is traced into
-the model's graph: no synchronisation, no Python branch on a value, no per-layer constant (one
-would cost one compilation per layer). `group_rows` runs after the step, on the same device.
+Plain torch, one definition for compiled graphs, eager mode and CPU. `row_moments` is traced into
+the model's graph, once for each layer, so it does what only the graph can do, and as little: every
+operation more there is compile time. No synchronisation, no Python branch on a value, no per-layer
+constant (one would cost one compilation per layer). `row_signals` and `group_rows` make signals of
+it after the step, on the same device, for all layers at once.
 """
 
 from typing import Final
@@ -11,10 +13,12 @@ import torch
 
 from sidecar.wire.frame import NUM_POWERS, NUM_SIGNALS
 
-# Columns of a row, in slab order: the layer signals (RMS as its logarithm), the number of
-# non-finite elements, and a count of forward passes that proves the tap ran.
-NUM_COLUMNS: Final = NUM_SIGNALS + 2
-LOG_RMS, PEAK, INFLUENCE, NONFINITE, PULSE = range(NUM_COLUMNS)
+# Columns of a row, in slab order: what signals are made of, the number of non-finite elements, and
+# a count of forward passes that proves the tap ran.
+NUM_COLUMNS: Final = 5
+POWER, LARGEST, ALONG, NONFINITE, PULSE = range(NUM_COLUMNS)
+
+LOG_RMS, PEAK, INFLUENCE = range(NUM_SIGNALS)  # signals of a row, RMS as its logarithm
 
 NUM_SUMS: Final = NUM_SIGNALS * NUM_POWERS + 2  # and the finite rows, and non-finite elements
 NUM_BOUNDS: Final = 2 * NUM_SIGNALS  # largest -v, largest v
@@ -26,30 +30,40 @@ _INFLUENCE_FLOOR: Final = 1e-7  # float32 resolution of a cosine; its logarithm 
 _PULSE_PERIOD: Final = 1_000_000.0  # float32 counts exactly to 2^24
 
 
-def row_signals(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Signals of every token row at one layer.
+def row_moments(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """What the graph tells of every token row at one layer.
 
-    before, after: [T, H] residual stream at the layer's input and output, any float type.
-    Returns [NONFINITE + 1, T] float32: log RMS, max|h|/RMS, block influence 1 - cos(x, h)
-    (Men et al. 2024, arXiv:2403.03853), and the number of non-finite elements of h.
+    before, after: [T, H] residual stream x at the layer's input and h at its output, any float
+    type. Returns [PULSE, T] float32: mean square of h, max|h|, mean product of h with x / RMS(x),
+    and the number of non-finite elements of h.
     """
     x, h = before.float(), after.float()
-    power = h.square().mean(-1).clamp_min(_TINY)
-    peak = h.abs().amax(-1) * power.rsqrt()
-    cosine = (x * h).mean(-1) * power.rsqrt() * x.square().mean(-1).clamp_min(_TINY).rsqrt()
+    along = (x * h).mean(-1) * x.square().mean(-1).clamp_min(_TINY).rsqrt()
     # Floats: a sum of truth values is one of 64-bit integers, four times as wide.
     nonfinite = torch.where(torch.isfinite(h), 0.0, 1.0).sum(-1)
-    return torch.stack([0.5 * power.log(), peak, (1.0 - cosine).clamp_min(0.0), nonfinite])
+    return torch.stack([h.square().mean(-1), h.abs().amax(-1), along, nonfinite])
+
+
+def row_signals(
+    power: torch.Tensor, largest: torch.Tensor, along: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log RMS, max|h|/RMS and block influence 1 - cos(x, h) of rows, of their first three columns.
+
+    Any shape. Block influence: Men et al. 2024, arXiv:2403.03853.
+    """
+    power = power.clamp_min(_TINY)
+    inverse = power.rsqrt()
+    return 0.5 * power.log(), largest * inverse, (1.0 - along * inverse).clamp_min(0.0)
 
 
 def record(rows: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    """Write the signals of every row into `rows`, [NUM_COLUMNS, capacity], and count the pass."""
+    """Write the moments of every row into `rows`, [NUM_COLUMNS, capacity], and count the pass."""
     num_rows = after.shape[0]
     pulse = rows[PULSE, :num_rows] + 1.0
     pulse = torch.where(pulse < _PULSE_PERIOD, pulse, 1.0)
     # Read, then written once: so the compiler writes these columns in place, and no others.
-    signals = row_signals(before, after)
-    rows[:, :num_rows] = torch.cat([signals, pulse.unsqueeze(0)])
+    moments = row_moments(before, after)
+    rows[:, :num_rows] = torch.cat([moments, pulse.unsqueeze(0)])
 
 
 def group_rows(
@@ -73,7 +87,8 @@ def _group_layers(
     rows: torch.Tensor, groups: torch.Tensor, sums: torch.Tensor, bounds: torch.Tensor
 ) -> None:
     columns = rows.permute(2, 0, 1)
-    log_rms, peak, influence, nonfinite = columns[..., :PULSE].unbind(-1)
+    *moments, nonfinite = columns[..., :PULSE].unbind(-1)
+    log_rms, peak, influence = row_signals(*moments)
     values = torch.stack([log_rms.exp(), peak, influence], -1)
     logs = torch.stack([log_rms, _log(peak, _TINY), _log(influence, _INFLUENCE_FLOOR)], -1)
     finite = torch.isfinite(values).all(-1, keepdim=True)

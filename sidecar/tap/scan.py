@@ -23,7 +23,7 @@ from sidecar.tap.roster import Roster
 from sidecar.tap.rows import Batch, Ints, Plan
 from sidecar.tap.slab import Slab
 from sidecar.wire.fields import MAX_TEXT
-from sidecar.wire.frame import MAX_BYTES, NUM_SIGNALS
+from sidecar.wire.frame import MAX_BYTES
 from sidecar.wire.scan import CONFIDENCE, Scan, num_bytes_of_row, window
 
 SITE: Final = "Scanner"  # where its exceptions are counted
@@ -246,9 +246,9 @@ class Scanner:
             yield self._scan(scan, parts.cut(some), tokens.cut(some), is_final=is_final)
 
     def _scan(self, scan: Opened, part: _Rows, tokens: _Rows, *, is_final: bool) -> Scan:
-        values = part.values[..., :NUM_SIGNALS].copy()
-        with np.errstate(over="ignore"):
-            values[..., probes.LOG_RMS] = np.exp(values[..., probes.LOG_RMS])
+        moments = torch.from_numpy(part.values)[..., : probes.NONFINITE].unbind(-1)
+        log_rms, peak, influence = probes.row_signals(*moments)
+        values = torch.stack([log_rms.exp(), peak, influence], -1).numpy()
         nonfinite = part.values[..., probes.NONFINITE]
         return Scan(
             scan.req_id[:MAX_TEXT],  # the client chose most of it

@@ -17,7 +17,7 @@ from sidecar.tap.engine import MAX_PENDING, EngineTap
 from sidecar.tap.guard import Guard
 from sidecar.tap.instrument import Instruments
 from sidecar.tap.nameplate import Nameplate
-from sidecar.tap.probes import row_signals
+from sidecar.tap.probes import NONFINITE, row_moments, row_signals
 from sidecar.tap.records import MAX_RUNNING
 from sidecar.tap.ring import NUM_LOANS
 from sidecar.tap.roster import ROUTE_XARG, XARG
@@ -197,8 +197,9 @@ def test_the_numbers_of_a_served_request_arrive(served, inbox) -> None:
     stream = streams(served.model, embedded("a", 0, 8))
     got = Arrays.unpack(record.moments, 3)
     for layer in range(3):
-        signals = row_signals(stream[layer], stream[layer + 1])[:3].double().numpy()
-        values = np.stack([np.exp(signals[0]), signals[1], signals[2]])
+        moments = row_moments(stream[layer], stream[layer + 1])[:NONFINITE].double()
+        log_rms, peak, influence = row_signals(*moments)
+        values = torch.stack([log_rms.exp(), peak, influence]).numpy()
         for population, mine in ((0, slice(0, 4)), (1, slice(4, 6)), (3, slice(6, 8))):
             sums = got.sums[population, layer, :, 0]
             np.testing.assert_allclose(sums, values[:, mine].sum(1), rtol=1e-4)

@@ -10,7 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.tap.ledger import Ledger
-from sidecar.tap.probes import NUM_BOUNDS, NUM_COLUMNS, NUM_SUMS, group_rows
+from sidecar.tap.probes import (
+    LARGEST,
+    NONFINITE,
+    NUM_BOUNDS,
+    NUM_COLUMNS,
+    NUM_SUMS,
+    POWER,
+    group_rows,
+)
 from sidecar.tap.rows import Batch, RowMap
 from sidecar.wire.frame import NUM_POPULATIONS, Arrays, Coverage, Layers, Request
 
@@ -19,15 +27,19 @@ T0 = 1_000
 
 
 def values(name: str, start: int, count: int) -> torch.Tensor:
-    """Signals of `count` rows of a request, [L, NUM_COLUMNS, count]; a row has its own for ever."""
+    """Moments of `count` rows of a request, [L, NUM_COLUMNS, count]; a row has its own for ever.
+
+    The mean square is 1, so the second column is the peak.
+    """
     rows = np.empty((len(LAYERS), NUM_COLUMNS, count), np.float32)
     for row in range(count):
         rng = np.random.default_rng([ord(name), start + row])
         rows[:, :, row] = rng.uniform(0.1, 2.0, (len(LAYERS), NUM_COLUMNS))
-        rows[:, 3, row] = 0
+        rows[:, POWER, row] = 1.0
+        rows[:, NONFINITE, row] = 0
         if (start + row) % 7 == 6:  # now and then a layer's row is not finite
-            rows[1, 0, row] = np.nan
-            rows[1, 3, row] = 2
+            rows[1, POWER, row] = np.nan
+            rows[1, NONFINITE, row] = 2
     return torch.from_numpy(rows)
 
 
@@ -117,7 +129,7 @@ def test_a_request_is_the_sum_of_its_rows() -> None:
     assert request.coverage == Coverage([4, 2, 0, 1])
     got = arrays(request)
     rows = values("a", 0, 7).double().numpy()
-    peaks = rows[0, 1]  # of the first layer, whose rows are all finite
+    peaks = rows[0, LARGEST]  # of the first layer, whose rows are all finite
     np.testing.assert_allclose(got.sums[0, 0, 1, 0], peaks[:4].sum())
     np.testing.assert_allclose(got.sums[1, 0, 1, 1], np.log(peaks[4:6]).sum(), rtol=1e-6)
     np.testing.assert_allclose(got.sums[3, 0, 1, 2], np.log(peaks[6]) ** 2, rtol=1e-5)
@@ -239,7 +251,7 @@ def test_extremes_of_the_totals_cover_the_time_since_the_last_call() -> None:
     assert np.isnan(idle.extremes).all()
     np.testing.assert_array_equal(idle.sums, first.sums)
     assert np.isnan(last.extremes[0]).all()
-    peak = values("a", 4, 1)[0, 1, 0].item()
+    peak = values("a", 4, 1)[0, LARGEST, 0].item()
     np.testing.assert_allclose(last.extremes[3, 0, 1], [peak, peak])
     assert last.count[:, 0].tolist() == [4, 0, 0, 1]
 

@@ -9,16 +9,20 @@ from numpy.typing import NDArray
 
 from sidecar.tap import probes
 from sidecar.tap.probes import (
+    ALONG,
     INFLUENCE,
+    LARGEST,
     LOG_RMS,
     NONFINITE,
     NUM_BOUNDS,
     NUM_COLUMNS,
     NUM_SUMS,
     PEAK,
+    POWER,
     PULSE,
     group_rows,
     record,
+    row_moments,
     row_signals,
 )
 from sidecar.wire.frame import NUM_POWERS, NUM_SIGNALS
@@ -38,26 +42,31 @@ def stream(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def signals_of(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Signals [3, T] of the rows of one pass, as they are made after it."""
+    return torch.stack(row_signals(*row_moments(before, after)[:NONFINITE]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 8), (1, 1024), (7, 64), (33, 129)])
 def test_signals_of_a_row_are_those_of_float64_numpy(shape, dtype) -> None:
     """RMS, peak and influence agree with their formulas in float64, for every float type."""
     before = stream(*shape).to(dtype)
     after = (before.float() + 0.3 * stream(*shape, seed=1)).to(dtype)
-    got = row_signals(before, after).double().numpy()
+    got = signals_of(before, after).double().numpy()
     want = oracle(before, after)
     np.testing.assert_allclose(got[LOG_RMS], want[LOG_RMS], atol=1e-6)
     np.testing.assert_allclose(got[PEAK], want[PEAK], rtol=1e-5)
     np.testing.assert_allclose(got[INFLUENCE], want[INFLUENCE], atol=1e-6)
-    assert not got[NONFINITE].any()
+    assert not row_moments(before, after)[NONFINITE].any()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e4, 1e15])
 def test_signals_hold_over_the_range_of_float32(scale) -> None:
     """A tiny or a huge stream has the same peak and influence, and the RMS that scales with it."""
     before, after = stream(3, 64), stream(3, 64, seed=1)
-    plain = row_signals(before, after)
-    scaled = row_signals(before * scale, after * scale)
+    plain = signals_of(before, after)
+    scaled = signals_of(before * scale, after * scale)
     np.testing.assert_allclose(scaled[LOG_RMS] - plain[LOG_RMS], np.log(scale), rtol=1e-5)
     torch.testing.assert_close(scaled[PEAK], plain[PEAK])
     torch.testing.assert_close(scaled[INFLUENCE], plain[INFLUENCE], atol=1e-5, rtol=0)
@@ -66,17 +75,17 @@ def test_signals_hold_over_the_range_of_float32(scale) -> None:
 def test_a_huge_first_row_leaves_the_others_alone() -> None:
     """An attention sink, tens of times larger, changes no other row's signals."""
     before, after = stream(4, 32), stream(4, 32, seed=1)
-    plain = row_signals(before, after)
+    plain = signals_of(before, after)
     after[0] *= 1e4
     after[0, 5] = 1e9
-    sunk = row_signals(before, after)
+    sunk = signals_of(before, after)
     torch.testing.assert_close(sunk[:, 1:], plain[:, 1:], rtol=0, atol=0)
     np.testing.assert_allclose(sunk[PEAK, 0], np.sqrt(32), rtol=1e-4)
 
 
 def test_a_row_of_zeros_has_finite_signals() -> None:
     """A zero row, such as a padding row, gives no NaN: tiny RMS, no peak, influence 1."""
-    signals = row_signals(torch.zeros(1, 16), torch.zeros(1, 16))
+    signals = signals_of(torch.zeros(1, 16), torch.zeros(1, 16))
     assert torch.isfinite(signals).all()
     assert signals[LOG_RMS].exp().item() < 1e-14
     assert signals[PEAK].item() == 0.0
@@ -86,23 +95,23 @@ def test_a_row_of_zeros_has_finite_signals() -> None:
 def test_influence_is_0_for_the_same_1_for_orthogonal_2_for_opposite() -> None:
     """Block influence measures the angle between a layer's input and output, never below 0."""
     x = stream(50, 64)
-    same = row_signals(x, 3 * x)[INFLUENCE]
+    same = signals_of(x, 3 * x)[INFLUENCE]
     assert (same >= 0).all()
     assert (same < 1e-6).all()
-    opposite = row_signals(x, -2 * x)[INFLUENCE]
+    opposite = signals_of(x, -2 * x)[INFLUENCE]
     torch.testing.assert_close(opposite, torch.full((50,), 2.0), atol=1e-6, rtol=0)
     e = torch.eye(2, 8)
-    torch.testing.assert_close(row_signals(e[:1], 5 * e[1:])[INFLUENCE], torch.ones(1))
+    torch.testing.assert_close(signals_of(e[:1], 5 * e[1:])[INFLUENCE], torch.ones(1))
 
 
 def test_non_finite_elements_are_counted_and_stay_in_their_row() -> None:
     """NaN and Inf are counted by element, spoil their own row's signals, and no other row's."""
     before, after = stream(4, 16), stream(4, 16, seed=1)
-    plain = row_signals(before, after)
+    plain = signals_of(before, after)
     after[1, :3] = torch.nan
     after[2, 0], after[2, 7] = torch.inf, -torch.inf
-    signals = row_signals(before, after)
-    assert signals[NONFINITE].tolist() == [0, 3, 2, 0]
+    signals = signals_of(before, after)
+    assert row_moments(before, after)[NONFINITE].tolist() == [0, 3, 2, 0]
     assert not torch.isfinite(signals[LOG_RMS, 1:3]).any()
     torch.testing.assert_close(signals[:, [0, 3]], plain[:, [0, 3]], rtol=0, atol=0)
 
@@ -112,7 +121,7 @@ def test_record_writes_its_own_rows_only() -> None:
     rows = torch.full((NUM_COLUMNS, 6), -7.0)
     before, after = stream(4, 8), stream(4, 8, seed=1)
     record(rows, before, after)
-    torch.testing.assert_close(rows[:PULSE, :4], row_signals(before, after), rtol=0, atol=0)
+    torch.testing.assert_close(rows[:PULSE, :4], row_moments(before, after), rtol=0, atol=0)
     assert (rows[:, 4:] == -7.0).all()
 
 
@@ -143,13 +152,15 @@ def naive_groups(rows: Floats, groups: NDArray[np.int64], num_groups: int) -> tu
     bounds = np.full((num_groups, num_layers, NUM_BOUNDS), -np.inf)
     for layer in range(num_layers):
         for row in range(num_rows):
-            log_rms, peak, influence, nonfinite, _ = rows[layer, :, row]
+            power, largest, along, nonfinite, _ = rows[layer, :, row]
             cell = sums[groups[row], layer]
             cell[-1] += nonfinite
-            values = np.array([np.exp(log_rms), peak, influence])
+            rms = np.sqrt(power)
+            peak, influence = largest / rms, np.maximum(1.0 - along / rms, 0.0)
+            values = np.array([rms, peak, influence])
             if not np.isfinite(values).all():
                 continue
-            logs = np.array([log_rms, np.log(max(peak, 1e-30)), np.log(max(influence, 1e-7))])
+            logs = np.array([np.log(rms), np.log(max(peak, 1e-30)), np.log(max(influence, 1e-7))])
             cell[:9] += np.stack([values, logs, logs**2], -1).ravel()  # [S, 3], as on the wire
             cell[9] += 1
             both = np.concatenate([-values, values])
@@ -175,12 +186,14 @@ def grouped_rows(draw: st.DrawFn) -> tuple[torch.Tensor, NDArray[np.int64], int]
     groups = draw(st.lists(st.integers(0, num_groups - 1), min_size=num_rows, max_size=num_rows))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     rows = np.zeros((num_layers, NUM_COLUMNS, num_rows))
-    rows[:, LOG_RMS] = rng.normal(0, 3, (num_layers, num_rows))
-    rows[:, PEAK] = rng.choice([0.0, 1.0, 4.5, 300.0], (num_layers, num_rows))
-    rows[:, INFLUENCE] = rng.choice([0.0, 1e-9, 0.3, 2.0], (num_layers, num_rows))
+    # Powers of two, whose roots are exact: no influence stays none, whose logarithm has a floor.
+    rms = 2.0 ** rng.integers(-6, 7, (num_layers, num_rows))
+    rows[:, POWER] = rms**2
+    rows[:, LARGEST] = rms * rng.choice([0.0, 1.0, 4.5, 300.0], (num_layers, num_rows))
+    rows[:, ALONG] = rms * rng.choice([1.0, 0.75, 0.0, -1.0], (num_layers, num_rows))
     for row in draw(st.sets(st.integers(0, num_rows - 1))):
         layer = draw(st.integers(0, num_layers - 1))
-        rows[layer, draw(st.sampled_from([LOG_RMS, PEAK, INFLUENCE])), row] = draw(
+        rows[layer, draw(st.sampled_from([POWER, LARGEST, ALONG])), row] = draw(
             st.sampled_from([np.nan, np.inf])
         )
         rows[layer, NONFINITE, row] = draw(st.integers(0, 64))
@@ -215,7 +228,8 @@ def test_many_rows_of_one_group_are_added_in_float64() -> None:
     """A million rows lose no digit: the sum is exact to float64, not to float32."""
     num_rows = 1 << 20
     rows = torch.zeros(1, NUM_COLUMNS, num_rows)
-    rows[:, PEAK] = 1.0 + 2**-20
+    rows[:, POWER] = 1.0
+    rows[:, LARGEST] = 1.0 + 2**-20
     sums, _ = grouped(rows, np.zeros(num_rows, np.int64), 1)
     powers = sums[0, 0, :-2].reshape(NUM_SIGNALS, NUM_POWERS)
     assert powers[1, 0] == num_rows + 1  # the sum of the peaks

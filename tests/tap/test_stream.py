@@ -7,7 +7,7 @@ from torch import nn
 from sidecar.errors import TapRefused
 from sidecar.tap import probes
 from sidecar.tap.guard import Guard
-from sidecar.tap.probes import NUM_COLUMNS, PULSE, row_signals
+from sidecar.tap.probes import NUM_COLUMNS, PULSE, row_moments
 from sidecar.tap.sites import Site
 from sidecar.tap.stream import ROWS, attach_probe, rehearse
 from tests.tap.toys import (
@@ -33,8 +33,8 @@ def tapped(module: nn.Module, guard: Guard) -> torch.Tensor:
 
 
 def assert_rows(rows: torch.Tensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    """`rows` are the signals of one pass from `before` to `after`."""
-    torch.testing.assert_close(rows[:PULSE], row_signals(before, after), atol=1e-6, rtol=1e-6)
+    """`rows` are the moments of one pass from `before` to `after`."""
+    torch.testing.assert_close(rows[:PULSE], row_moments(before, after), atol=1e-6, rtol=1e-6)
     assert (rows[PULSE] == 1).all()
 
 
@@ -269,7 +269,7 @@ def test_rehearsal_refuses_a_raising_probe(guard, monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(probes, "row_signals", broken)
+    monkeypatch.setattr(probes, "row_moments", broken)
     with pytest.raises(TapRefused, match="a bug of ours"):
         rehearse(guard)
     assert guard.errors == {"probe": 1}
