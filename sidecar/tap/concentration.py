@@ -25,13 +25,15 @@ from sidecar.wire.signals import GROUPS, NUM_FIRST_POSITIONS
 
 NUM_SIGNALS: Final = len(GROUPS["attention"].signals)
 _CHUNK_TOKENS: Final = 1024  # keys of all requests at a time: half a MB per KV head
+_TILED_DIMS: Final = 6  # of a cache that is packed for AMX
 _FLOOR: Final = -1e4  # e to the power of it is 0, and times it no more than that
 
 
 class Keys(NamedTuple):
     """The keys of one attention layer where the engine keeps them, and how logits are made.
 
-    cache: [blocks, KV heads, tokens per block, head size], any strides, any float type.
+    cache: [blocks, KV heads, tokens per block, head size], any strides, any float type; or packed
+    in tiles for a CPU with AMX, [blocks, KV heads, tiles, head size / 2, tokens of a tile, 2].
     scale: a logit is scale * q . k. window: positions attended to, the query's own included; 0 for
     all. softcap: c of c tanh(logit / c); 0 for none.
     factors: [KV heads] float32 by which stored keys are multiplied (an 8-bit cache); else None.
@@ -42,6 +44,17 @@ class Keys(NamedTuple):
     window: int = 0
     softcap: float = 0.0
     factors: torch.Tensor | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        shape = self.cache.shape
+        return shape[2] * shape[4] if self.is_tiled else shape[2]
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether they are packed for AMX."""
+        return self.cache.dim() == _TILED_DIMS
 
     def is_like(self, other: "Keys") -> bool:
         """Whether both can be measured at once."""
@@ -95,7 +108,7 @@ def measure_layers(
             concentration_kernel.measure(query, each, table, places, lengths, place)
         return
     # Numbers of blocks and positions in numpy: an operation there takes a fifth of torch's.
-    num_blocks, _, block_size, _ = keys[0].cache.shape
+    num_blocks, block_size = len(keys[0].cache), keys[0].block_size
     blocks = table.numpy()[places.numpy().clip(0, len(table) - 1)].clip(0, num_blocks - 1)
     reach = lengths.numpy().clip(1, blocks.shape[1] * block_size)
     # The longest first, so that those with keys left always stand at the beginning.
@@ -114,7 +127,7 @@ def _measure_rows(
     Heads of all layers, those of the first before those of the next.
     """
     num_rows, num_heads, head_size = query.shape
-    block_size, window = keys[0].cache.shape[2], keys[0].window
+    block_size, window = keys[0].block_size, keys[0].window
     num_kv_heads = len(keys) * keys[0].cache.shape[1]
     grouped = query.float().view(num_rows, 1, num_kv_heads, -1, head_size)
     factors = [each.factors for each in keys if each.factors is not None]
@@ -155,14 +168,26 @@ def _logits(
     grouped: [R, 1, KV heads, heads of one, head size]. chosen: [R, columns] numbers of blocks.
     """
     places, (_, scale, _, softcap, _) = torch.from_numpy(chosen.ravel()), keys[0]
-    # As a CPU engine stores them, [head size, tokens]: gathered and multiplied without a copy.
-    turned = [each.cache.transpose(-1, -2).index_select(0, places) for each in keys]
-    stored = torch.cat(turned, 1).float()
+    stored = gathered(keys, places).float()
     products = grouped @ stored.view(*chosen.shape, *stored.shape[1:])
     logits = products.permute(0, 2, 3, 1, 4).flatten(3).mul_(scale)
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     return logits
+
+
+def gathered(keys: Sequence[Keys], places: torch.Tensor) -> torch.Tensor:
+    """[blocks of `places`, KV heads of all layers, head size, block size], contiguous.
+
+    As most CPU engines store them: no copy but the gathering. Tiles are unpacked after it.
+    """
+    if not keys[0].is_tiled:
+        turned = [each.cache.transpose(-1, -2).index_select(0, places) for each in keys]
+        return torch.cat(turned, 1)
+    tiles = torch.cat([each.cache.index_select(0, places) for each in keys], 1)
+    blocks, heads, _, pairs, _, of_pair = tiles.shape
+    turned_tiles = tiles.permute(0, 1, 3, 5, 2, 4)
+    return turned_tiles.reshape(blocks, heads, pairs * of_pair, keys[0].block_size)
 
 
 class _Sums:

@@ -19,6 +19,7 @@ def test_greedy_tokens_are_the_same_with_and_without_the_tap(
     assert [reply["tokens"] for reply in replies] == plain
     assert all(len(tokens) == 24 for tokens in plain)
     tables = bfloat16.record(replies[-1]["id"])["tables"]
+    assert "attention_mean" in tables, bfloat16.status()["sources"]
     assert [cell["count"] for cell in tables["attention_mean"]] == [1, 23] * 4
     assert [cell["count"] for cell in tables["confidence"]] == [24]
 

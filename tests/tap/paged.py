@@ -14,7 +14,8 @@ SPARE_BLOCKS = 3  # blocks that belong to nobody, filled with NaN
 class Case:
     """Random queries and keys of a few requests, and the memory that holds the keys.
 
-    layout: strides of the cache: `nhd` and `hnd` as on a GPU, `transposed` as on a CPU.
+    layout: of the cache: `nhd` and `hnd` as on a GPU, `transposed` as on a CPU, `tiled` as on a CPU
+    with AMX.
     lengths: positions of each request. places: whose turn it is.
     """
 
@@ -57,11 +58,14 @@ class Case:
 
     def fill(self) -> None:
         """Write the keys into their blocks; what holds no key is NaN."""
-        self.keys.cache.copy_(torch.full(self.keys.cache.shape, torch.nan))
+        cache = self.keys.cache
+        shape = (len(cache), self.num_kv_heads, self.block_size, self.head_size)
+        blocks = torch.full(shape, torch.nan).to(cache.dtype)
         for row, dense in enumerate(self.dense):
             for position, key in enumerate(dense):
                 block = self.table[row, position // self.block_size]
-                self.keys.cache[block, :, position % self.block_size] = key
+                blocks[block, :, position % self.block_size] = key
+        cache.copy_(tiled(blocks) if self.layout == "tiled" else blocks)
 
     @property
     def arguments(self) -> tuple[torch.Tensor, Keys, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,8 +100,17 @@ class Case:
             return both.transpose(1, 2)[..., :size]
         if self.layout == "hnd":
             return torch.zeros(blocks, heads, tokens, 2 * size, dtype=dtype)[..., :size]
+        if self.layout == "tiled":
+            return torch.zeros(blocks, heads, 2, tokens // 16, size // 2, 16, 2, dtype=dtype)[
+                :, :, 0
+            ]
         both = torch.zeros(blocks, heads, 2, size, tokens, dtype=dtype)
         return both[:, :, 0].transpose(-1, -2)
+
+
+def tiled(blocks: torch.Tensor) -> torch.Tensor:
+    """[..., tokens, head size] as AMX multiplies them: 16 tokens, two numbers of each, to a row."""
+    return blocks.unflatten(-2, (-1, 16)).unflatten(-1, (-1, 2)).transpose(-3, -2)
 
 
 def neighbours(case: Case, num_layers: int) -> list[Case]:

@@ -33,6 +33,10 @@ CASES = {
     "some requests": Case(places=(3, 0), lengths=(40, 9, 3, 50)),
     "one request twice": Case(places=(1, 1), lengths=(5, 30)),
 }
+TILED = {  # only a CPU keeps its keys so
+    "tiled": Case(layout="tiled", block_size=32, dtype=torch.bfloat16),
+    "large tiled blocks": Case(layout="tiled", block_size=128, window=40, lengths=(200, 1, 129, 9)),
+}
 
 
 class Kernel:
@@ -66,13 +70,22 @@ def form(request: pytest.FixtureRequest) -> object:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_signals_are_those_of_the_definition(case: Case, form) -> None:
     """Of the same query and keys every head's four signals are right to 1e-4, in any layout."""
-    measured = form.measure(*case.arguments).numpy()
-    expected = case.expected()
+    assert_expected(form.measure(*case.arguments), case)
+
+
+@pytest.mark.parametrize("case", TILED.values(), ids=TILED)
+def test_tiles_of_keys_are_unpacked(case: Case) -> None:
+    """As exactly as keys that stand in rows."""
+    assert_expected(concentration.measure(*case.arguments), case)
+
+
+def assert_expected(signals: torch.Tensor, case: Case) -> None:
+    measured, expected = signals.numpy(), case.expected()
     np.testing.assert_allclose(measured[..., [0, 1, 3]], expected[..., [0, 1, 3]], atol=1e-4)
     np.testing.assert_allclose(measured[..., 2], expected[..., 2], rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", [*CASES.values(), *TILED.values()], ids=[*CASES, *TILED])
 def test_layers_at_once_are_layers_one_by_one(case: Case) -> None:
     """Each keeps its queries, its keys and its place in the result."""
     layers = neighbours(case, 3)

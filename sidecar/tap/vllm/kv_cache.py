@@ -2,7 +2,8 @@
 
 GPU backends hold [blocks, KV heads, block size, K | V], with strides that follow the layout; the
 view carries them. The CPU kernels keep K transposed, as [head size, block size] in each block and
-head, followed by V. Caches may be rebound while the engine starts, so `Reader` looks again.
+head, followed by V; those for AMX in tiles of 16 tokens, as [tiles, head size / 2, 16, 2]. Caches
+may be rebound while the engine starts, so `Reader` looks again.
 """
 
 from typing import Any, Final
@@ -16,6 +17,8 @@ from sidecar.tap.concentration import Keys
 BACKENDS: Final = ("FLASH_ATTN", "TRITON_ATTN", "CPU_ATTN")
 _CPU: Final = "CPU_ATTN"
 _TRANSPOSED: Final = ("vec", "vec16")  # instruction sets whose CPU kernels keep K transposed
+_AMX: Final = "amx"
+_TILE: Final = 16  # tokens whose keys one AMX tile register holds, two numbers of each to a row
 _PLAIN: Final = ("auto", "float32", "float16", "bfloat16")
 _FP8: Final = ("fp8", "fp8_e4m3", "fp8_e5m2")
 _NUM_DIMS: Final = 4
@@ -72,7 +75,7 @@ def _keys(layer: Any, cache: Any) -> Keys:
     if (cache.shape[1], cache.shape[3]) != (size[0], size[1] + size[2]):
         raise TapRefused(f"its KV cache is of shape {tuple(cache.shape)}, which was not read")
     is_cpu = layer.attn_backend.get_name() == _CPU
-    view = _transposed(layer, cache) if is_cpu else cache[..., : layer.head_size]
+    view = _of_cpu(layer, cache) if is_cpu else cache[..., : layer.head_size]
     factors = None
     if layer.kv_cache_dtype in _FP8:
         view = view.view(_fp8_dtype(layer.kv_cache_dtype))
@@ -84,16 +87,21 @@ def _keys(layer: Any, cache: Any) -> Keys:
     )
 
 
-def _transposed(layer: Any, cache: torch.Tensor) -> torch.Tensor:
-    """[blocks, KV heads, block size, head size] of what a CPU kernel keeps as [.., D, N]."""
+def _of_cpu(layer: Any, cache: torch.Tensor) -> torch.Tensor:
+    """View of the keys that a CPU kernel keeps before the values of each block and head."""
     isa = getattr(layer, "isa", "unknown")
-    if isa not in _TRANSPOSED:
+    if isa not in (*_TRANSPOSED, _AMX):
         raise TapRefused(f"the CPU kernels for {isa} keep keys in a form that was not read")
     if layer.head_size != layer.head_size_v:
         raise TapRefused("keys and values of different sizes on a CPU")
     blocks, heads, tokens, _ = cache.shape
-    both = cache.view(blocks, heads, 2, layer.head_size, tokens)
-    return both[:, :, 0].transpose(-1, -2)
+    size = layer.head_size
+    if isa == _AMX:
+        # Pairs are of 16-bit numbers: what else fills a row of a tile was not read.
+        if cache.element_size() != torch.bfloat16.itemsize:
+            raise TapRefused(f"the CPU kernels for {isa} with keys of {cache.dtype}")
+        return cache.view(blocks, heads, 2, tokens // _TILE, size // 2, _TILE, 2)[:, :, 0]
+    return cache.view(blocks, heads, 2, size, tokens)[:, :, 0].transpose(-1, -2)
 
 
 def _fp8_dtype(name: str) -> torch.dtype:

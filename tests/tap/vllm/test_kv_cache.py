@@ -1,12 +1,15 @@
 """Keys where vLLM keeps them: layouts that are read, and everything that is refused."""
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sidecar.errors import TapRefused
+from sidecar.tap import concentration
 from sidecar.tap.vllm import kv_cache
+from tests.tap.paged import tiled
 from tests.tap.vllm.attention_fakes import Attention
 
 BLOCKS, HEADS, TOKENS, SIZE = 3, 2, 16, 8
@@ -55,6 +58,36 @@ def test_keys_of_a_cpu_are_stored_transposed(isa: str) -> None:
     keys = kv_cache.Reader(layer(cache, "CPU_ATTN", isa=isa)).keys()
     assert torch.equal(keys.cache, DENSE)
     assert keys.cache.data_ptr() == cache.data_ptr()
+
+
+def test_keys_of_a_cpu_with_amx_are_read_in_tiles() -> None:
+    """The view has 16 tokens and two numbers of each in a row, without a copy."""
+    stored = tiled(DENSE.bfloat16())
+    cache = torch.full((BLOCKS, HEADS, TOKENS, 2 * SIZE), torch.nan, dtype=torch.bfloat16)
+    cache.view(BLOCKS, HEADS, -1)[..., : TOKENS * SIZE] = stored.flatten(2)
+    keys = kv_cache.Reader(layer(cache, "CPU_ATTN", isa="amx")).keys()
+    assert torch.equal(keys.cache, stored)
+    assert keys.cache.data_ptr() == cache.data_ptr()
+    assert (keys.is_tiled, keys.block_size) == (True, TOKENS)
+
+
+def test_the_kernels_of_the_engine_keep_keys_as_is_read(installed_vllm) -> None:
+    """What vLLM's own operation writes, for each set of instructions that this CPU has."""
+    ops = importlib.import_module("vllm._custom_ops")
+    tokens, size = 128, 64
+    written = torch.randn(
+        tokens, HEADS, size, generator=torch.Generator().manual_seed(2)
+    ).bfloat16()
+    for isa in ["vec", *(["amx"] if torch.cpu._is_amx_tile_supported() else [])]:
+        cache = torch.zeros(BLOCKS, HEADS, tokens, 2 * size, dtype=torch.bfloat16)
+        halves = cache.view(BLOCKS, HEADS, 2, tokens, size).unbind(2)
+        slots = torch.arange(tokens) + tokens // 2
+        ops.cpu_attn_reshape_and_cache(written, written, *halves, slots, isa)
+        made = layer(cache, "CPU_ATTN", isa=isa, head_size=size, head_size_v=size)
+        keys = kv_cache.Reader(made).keys()
+        found = concentration.gathered([keys], torch.arange(BLOCKS)).transpose(-1, -2)
+        by_token = found.transpose(1, 2).reshape(-1, HEADS, size)
+        assert torch.equal(by_token[slots], written)
 
 
 def test_what_makes_logits_of_keys_is_the_layers() -> None:
@@ -143,7 +176,8 @@ def test_what_can_be_read_is_not_refused(dtype: str) -> None:
         (layer((torch.zeros(2), torch.zeros(2))), "four dimensions"),
         (layer(torch.zeros(3, 2, 16, 20)), "shape"),
         (layer(torch.zeros(3, 4, 16, 16)), "shape"),
-        (layer(cpu_cache(), "CPU_ATTN", isa="amx"), "amx"),
+        (layer(cpu_cache(), "CPU_ATTN", isa="amx"), "amx with keys of torch.float32"),
+        (layer(cpu_cache(), "CPU_ATTN", isa="neon"), "neon"),
         (layer(cpu_cache(), "CPU_ATTN"), "unknown"),
         (layer(torch.zeros(3, 2, 16, 12), "CPU_ATTN", isa="vec", head_size_v=4), "different sizes"),
     ],
