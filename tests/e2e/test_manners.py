@@ -154,9 +154,14 @@ def test_our_own_exceptions_fail_no_request(launch: Callable[..., Stack], prompt
     errors = stack.source()["errors"]
     assert errors["probe"] > 0
     assert errors["pump"] == 10  # and no more: disarmed after ten
-    frontend = wait_for(lambda: stack.source("frontend").get("errors"), "front-end errors")
-    assert frontend["stats"] == 10
+    # A frame of the front end may leave before the tenth.
+    wait_for(lambda: _num_errors_of_stats(stack) >= 10, "front-end errors")
+    assert _num_errors_of_stats(stack) == 10
     assert get_status(f"{stack.metrics_url}/readyz") == 503
+
+
+def _num_errors_of_stats(stack: Stack) -> int:
+    return int(stack.source("frontend").get("errors", {}).get("stats", 0))
 
 
 def test_a_vanished_engine_goes_stale_and_the_sidecar_lives(
